@@ -1,0 +1,230 @@
+"""The path-object table: annotations, detections, cells, tiles and TMA cores as one GeoDataFrame.
+
+The table is what every stage hands to the next. Its index is the object id (a UUID string); its fixed columns are
+listed in :data:`COLUMNS`; every other column is a float measurement under the name that QuPath shows. Coordinates
+are level-0 pixels (x right, y down, float64).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+
+from pyhisto.errors import ObjectTableError
+
+__all__ = [
+    "COLUMNS",
+    "OBJECT_TYPES",
+    "concat_objects",
+    "empty_objects",
+    "make_objects",
+    "measurement_names",
+    "new_ids",
+    "validate_objects",
+]
+
+OBJECT_TYPES = ("annotation", "detection", "cell", "tile", "tma_core")
+"""The values of the column ``object_type``, in QuPath's terms."""
+
+COLUMNS = (
+    "object_type",
+    "geometry",
+    "nucleus",
+    "classification",
+    "name",
+    "locked",
+    "color",
+    "parent_id",
+    "plane",
+    "metadata",
+)
+"""The fixed columns. ``color`` is a signed 32-bit packed ARGB or missing, ``parent_id`` the id of the parent or
+missing for the top level, ``plane`` a tuple (c, z, t) or missing for QuPath's default (-1, 0, 0), ``metadata`` a
+dict of strings or missing."""
+
+
+def new_ids(n: int) -> list[str]:
+    """Return `n` random version-4 UUID strings.
+
+    >>> len(set(new_ids(3)))
+    3
+    """
+    return [str(uuid.uuid4()) for _ in range(n)]
+
+
+def make_objects(
+    geometry: Sequence[Any] | np.ndarray[Any, Any],
+    *,
+    object_type: str | Sequence[str],
+    nucleus: Sequence[Any] | np.ndarray[Any, Any] | None = None,
+    classification: str | Sequence[str | None] | None = None,
+    measurements: Mapping[str, Any] | None = None,
+    ids: Sequence[str] | None = None,
+    **columns: Any,
+) -> gpd.GeoDataFrame:
+    """Build a table of path objects.
+
+    Parameters
+    ----------
+    geometry
+        n shapely geometries, level-0 pixels.
+    object_type
+        One of :data:`OBJECT_TYPES`, for all objects or one for each.
+    nucleus
+        n geometries or None; only for cells.
+    classification
+        Full class name, such as ``"Tumor: Positive"``, for all objects or one for each; None is unclassified.
+    measurements
+        Name to n numbers (or one number for all).
+    ids
+        n distinct UUID strings; random ones by default.
+    **columns
+        ``name``, ``locked``, ``color``, ``parent_id``, ``plane``, ``metadata``: one value for all or one for each.
+
+    Returns
+    -------
+    geopandas.GeoDataFrame
+        The table, one row an object, in the order given.
+
+    Raises
+    ------
+    ObjectTableError
+        If a column is unknown, a length differs, an id occurs twice or a type is not known.
+
+    Examples
+    --------
+    >>> table = make_objects([shapely.box(0, 0, 4, 3)], object_type="annotation", classification="Tumor")
+    >>> float(table.geometry.area.iloc[0]), table["classification"].iloc[0]
+    (12.0, 'Tumor')
+    """
+    n = len(geometry)
+    unknown = sorted(set(columns) - set(COLUMNS))
+    if unknown:
+        raise ObjectTableError(f"unknown object column {unknown[0]!r}", expected=f"one of {', '.join(COLUMNS)}")
+
+    def column(values: Any, what: str) -> Any:
+        if values is None or isinstance(values, (str, bool, int, float, dict, tuple)):
+            return _repeat(values, n)
+        if len(values) != n:
+            raise ObjectTableError(f"{len(values)} values of {what} for {n} objects", expected="one for each object")
+        return _as_objects(values)
+
+    data: dict[str, Any] = {
+        "object_type": pd.Categorical(column(object_type, "object_type"), categories=OBJECT_TYPES),
+        "geometry": _as_objects(geometry),
+        "nucleus": column(nucleus, "nucleus"),
+        "classification": pd.Categorical(column(classification, "classification")),
+        "name": column(columns.get("name"), "name"),
+        "locked": np.asarray(column(columns.get("locked", False), "locked"), dtype=bool),
+        "color": pd.array(list(column(columns.get("color"), "color")), dtype="Int64"),
+        "parent_id": column(columns.get("parent_id"), "parent_id"),
+        "plane": column(columns.get("plane"), "plane"),
+        "metadata": column(columns.get("metadata"), "metadata"),
+    }
+    for name, values in (measurements or {}).items():
+        data[name] = np.broadcast_to(np.asarray(values, dtype=np.float64), (n,)).copy()
+    index = pd.Index(list(ids) if ids is not None else new_ids(n), name="id", dtype=object)
+    if len(index) != n:
+        raise ObjectTableError(f"{len(index)} ids for {n} objects", expected="one for each object")
+    text = {key: pd.Series(data[key], dtype=object, index=index) for key in ("nucleus", "name", "parent_id")}
+    frame = gpd.GeoDataFrame({**data, **text}, geometry="geometry", index=index)
+    validate_objects(frame)
+    return frame
+
+
+def _repeat(value: Any, n: int) -> np.ndarray[Any, Any]:
+    out = np.empty(n, dtype=object)
+    out[:] = [value] * n
+    return out
+
+
+def _as_objects(values: Any) -> np.ndarray[Any, Any]:
+    out = np.empty(len(values), dtype=object)
+    out[:] = list(values)
+    return out
+
+
+def empty_objects() -> gpd.GeoDataFrame:
+    """Return a table without objects.
+
+    >>> len(empty_objects())
+    0
+    """
+    return make_objects([], object_type="annotation")
+
+
+def concat_objects(tables: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
+    """Stack tables; measurements that one of them lacks become NaN there.
+
+    Raises
+    ------
+    ObjectTableError
+        If an id occurs twice.
+
+    Examples
+    --------
+    >>> box = make_objects([shapely.box(0, 0, 1, 1)], object_type="tile", measurements={"a": 1})
+    >>> len(concat_objects([box, empty_objects()]))
+    1
+    """
+    filled = [table for table in tables if len(table)]
+    if not filled:
+        return empty_objects()
+    names: dict[str, None] = {}
+    for table in filled:
+        names.update(dict.fromkeys(measurement_names(table)))
+    classes = sorted({c for table in filled for c in table["classification"].dropna().unique()})
+    aligned = []
+    for table in filled:
+        copy = table.reindex(columns=[*COLUMNS, *names])
+        copy["classification"] = pd.Categorical(table["classification"].astype(object), categories=classes)
+        aligned.append(copy)
+    frame = gpd.GeoDataFrame(pd.concat(aligned), geometry="geometry")
+    validate_objects(frame)
+    return frame
+
+
+def measurement_names(objects: gpd.GeoDataFrame) -> list[str]:
+    """Return the names of the measurement columns, in their order.
+
+    >>> measurement_names(make_objects([], object_type="cell", measurements={"Nucleus: Area": []}))
+    ['Nucleus: Area']
+    """
+    return [name for name in objects.columns if name not in COLUMNS]
+
+
+def validate_objects(objects: gpd.GeoDataFrame) -> None:
+    """Check that a table keeps the rules of this module.
+
+    Raises
+    ------
+    ObjectTableError
+        If a fixed column is missing, an id occurs twice, a type is unknown, a geometry is missing or empty, a nucleus
+        belongs to something else than a cell, or a measurement is not numeric.
+    """
+    missing = [name for name in COLUMNS if name not in objects.columns]
+    if missing:
+        raise ObjectTableError(f"object table without column {missing[0]!r}", expected=", ".join(COLUMNS))
+    if not objects.index.is_unique:
+        twice = objects.index[objects.index.duplicated()][0]
+        raise ObjectTableError(f"object id {twice} occurs twice", expected="unique ids")
+    if objects["object_type"].isna().any():
+        bad = objects.index[objects["object_type"].isna()][0]
+        raise ObjectTableError(f"object {bad} has no known type", expected=f"one of {', '.join(OBJECT_TYPES)}")
+    geometry = objects["geometry"].to_numpy()
+    bad_geometry = shapely.is_missing(geometry) | shapely.is_empty(geometry)
+    if bad_geometry.any():
+        bad = objects.index[np.flatnonzero(bad_geometry)[0]]
+        raise ObjectTableError(f"object {bad} has no geometry", expected="a geometry that is not empty")
+    stray = objects["nucleus"].notna() & (objects["object_type"] != "cell")
+    if stray.any():
+        raise ObjectTableError(f"object {objects.index[stray][0]} has a nucleus", expected="nuclei on cells only")
+    for name in measurement_names(objects):
+        if not pd.api.types.is_numeric_dtype(objects[name]):
+            raise ObjectTableError(f"measurement {name!r} is not numeric", expected="numbers; text goes into metadata")

@@ -1,0 +1,315 @@
+"""A slide: RGB pixels at a given µm/px from a whole-slide image.
+
+OpenSlide is asked first; a TIFF or OME-TIFF that it refuses is read with tifffile. All positions are level-0 pixels of
+the frame that QuPath shows (x right, y down): the slide cropped to its ``openslide.bounds-*``, where it has them.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pyhisto.errors import MissingPixelSizeError, SlideError, UnsupportedSlideError
+
+__all__ = ["Slide"]
+
+MPP_RANGE = (0.02, 20.0)
+"""Pixel sizes in µm that a slide scan can have; a 72 dpi tag says 352.8 and means nothing."""
+
+_RESAMPLE_MARGIN = 4
+
+
+class _Reader(Protocol):
+    """What a file format gives: levels, a pixel size if it knows one, and pixels of one level."""
+
+    name: str
+    level_dimensions: tuple[tuple[int, int], ...]
+    mpp: tuple[float, float] | None
+    magnification: float | None
+    vendor: str
+    bounds: tuple[int, int, int, int] | None
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]: ...
+
+    def close(self) -> None: ...
+
+
+class Slide:
+    """A whole-slide image, opened for reading; use it as a context manager.
+
+    Parameters
+    ----------
+    path
+        The file.
+    mpp
+        Pixel size of level 0 in µm, one number or (x, y); overrides what the file says.
+    crop_to_bounds
+        Take the slide's ``openslide.bounds-*`` rectangle as the whole slide, as QuPath does unless its server
+        arguments say ``--no-crop``.
+
+    Raises
+    ------
+    SlideError
+        If the file does not exist or is damaged.
+    UnsupportedSlideError
+        If neither OpenSlide nor tifffile reads it as 8-bit RGB.
+
+    Attributes
+    ----------
+    dimensions : tuple of int
+        Width and height at level 0, pixels.
+    level_dimensions : tuple of tuple of int
+        Width and height of each level, as stored, level 0 first.
+    level_downsamples : tuple of float
+        Level-0 pixels to one pixel of each level.
+    magnification : float or None
+        Objective power, where the file names it.
+    reader : str
+        ``"openslide"`` or ``"tifffile"``.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        mpp: float | tuple[float, float] | None = None,
+        crop_to_bounds: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise SlideError(f"slide {self.path} does not exist", remedy="check the path")
+        self._reader = _open_reader(self.path)
+        self.reader = self._reader.name
+        self.vendor = self._reader.vendor
+        self.magnification = self._reader.magnification
+        self.level_dimensions = self._reader.level_dimensions
+        width, height = self.level_dimensions[0]
+        self.level_downsamples = tuple((width / w + height / h) / 2 for w, h in self.level_dimensions)
+        self._origin = (0, 0)
+        self.dimensions = (width, height)
+        if crop_to_bounds and self._reader.bounds is not None:
+            self._origin = self._reader.bounds[:2]
+            self.dimensions = self._reader.bounds[2:]
+        self.mpp_override = _as_pair(mpp)
+        self.mpp_source = "option" if self.mpp_override else "file"
+
+    @property
+    def mpp(self) -> tuple[float, float]:
+        """Pixel size of level 0 in µm, (x, y).
+
+        Raises
+        ------
+        MissingPixelSizeError
+            If the file has none, or one that no scanner produces, and none was given.
+        """
+        if self.mpp_override is not None:
+            return self.mpp_override
+        found = self._reader.mpp
+        if found is None:
+            raise MissingPixelSizeError(
+                f"slide {self.path.name} has no pixel size",
+                expected="µm per pixel in the file",
+                remedy="give it with --mpp",
+            )
+        if not all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in found):
+            raise MissingPixelSizeError(
+                f"slide {self.path.name} says {found[0]:g} x {found[1]:g} µm/px",
+                expected=f"between {MPP_RANGE[0]} and {MPP_RANGE[1]:g}",
+                remedy="give the true value with --mpp",
+            )
+        return found
+
+    @property
+    def mean_mpp(self) -> float:
+        """Mean of the two pixel sizes in µm, as QuPath averages them."""
+        return (self.mpp[0] + self.mpp[1]) / 2
+
+    def read_region(
+        self, x: float, y: float, width: int, height: int, *, mpp: float | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Read a rectangle at a given resolution.
+
+        Parameters
+        ----------
+        x, y
+            Top left corner, level-0 px; may lie outside the slide.
+        width, height
+            Size of the result in pixels at `mpp`.
+        mpp
+            Pixel size of the result in µm; None reads level 0 as it is.
+
+        Returns
+        -------
+        numpy.ndarray
+            RGB uint8, shape (height, width, 3). Pixels outside the slide are white. The nearest finer level is read
+            and resampled with Pillow's antialiased bilinear filter.
+
+        Raises
+        ------
+        MissingPixelSizeError
+            If `mpp` is given and the slide's own pixel size is not known.
+        SlideError
+            If the pixels cannot be decoded.
+        """
+        if mpp is None:
+            return self.read_downsampled(x, y, width, height, (1.0, 1.0))
+        own = self.mpp
+        return self.read_downsampled(x, y, width, height, (mpp / own[0], mpp / own[1]))
+
+    def read_tile(self, x: float, y: float, *, tile_size: int, mpp: float) -> npt.NDArray[np.uint8]:
+        """Read a square tile: RGB uint8 (tile_size, tile_size, 3) at `mpp` µm/px from level-0 px (x, y)."""
+        return self.read_region(x, y, tile_size, tile_size, mpp=mpp)
+
+    def read_downsampled(
+        self, x: float, y: float, width: int, height: int, downsample: tuple[float, float]
+    ) -> npt.NDArray[np.uint8]:
+        """Read a rectangle with given downsamples in x and y; see :meth:`read_region`."""
+        if width < 1 or height < 1:
+            raise SlideError(f"region of {width} x {height} px", expected="at least 1 x 1 px")
+        level = self._level_for(min(downsample))
+        scale = [full / own for full, own in zip(self.level_dimensions[0], self.level_dimensions[level], strict=True)]
+        left, top = (x + self._origin[0]) / scale[0], (y + self._origin[1]) / scale[1]
+        step = (downsample[0] / scale[0], downsample[1] / scale[1])
+        if all(abs(s - 1) < 1e-3 for s in step) and left == int(left) and top == int(top):
+            return self._read_level(level, int(left), int(top), width, height)
+        margin = [math.ceil(max(s, 1.0)) * _RESAMPLE_MARGIN for s in step]
+        x0, y0 = math.floor(left) - margin[0], math.floor(top) - margin[1]
+        x1 = math.ceil(left + width * step[0]) + margin[0]
+        y1 = math.ceil(top + height * step[1]) + margin[1]
+        pixels = self._read_level(level, x0, y0, x1 - x0, y1 - y0)
+        box = (left - x0, top - y0, left - x0 + width * step[0], top - y0 + height * step[1])
+        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR, box=box)
+        return np.asarray(resized)
+
+    def thumbnail(self, max_size: tuple[int, int] = (1000, 600)) -> npt.NDArray[np.uint8]:
+        """Return the whole slide, RGB uint8 (H, W, 3), fitted into `max_size` (width, height) without enlarging."""
+        width, height = self.dimensions
+        downsample = max(1.0, width / max_size[0], height / max_size[1])
+        size = max(1, round(width / downsample)), max(1, round(height / downsample))
+        return self.read_downsampled(0, 0, *size, (width / size[0], height / size[1]))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Slide({self.path.name!r}, {self.dimensions[0]} x {self.dimensions[1]} px, {self.reader})"
+
+    def _level_for(self, downsample: float) -> int:
+        """Return the coarsest level that is not coarser than asked for (1 % of tolerance)."""
+        fitting = [i for i, own in enumerate(self.level_downsamples) if own <= downsample * 1.01]
+        return max(fitting, key=lambda i: self.level_downsamples[i], default=0)
+
+    def _read_level(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+        """Read pixels of one level; white where the slide (or its bounds) ends."""
+        full_width, full_height = self.level_dimensions[level]
+        scale_x = self.level_dimensions[0][0] / full_width
+        scale_y = self.level_dimensions[0][1] / full_height
+        left, top = (round(self._origin[0] / scale_x), round(self._origin[1] / scale_y))
+        right = min(full_width, round((self._origin[0] + self.dimensions[0]) / scale_x))
+        bottom = min(full_height, round((self._origin[1] + self.dimensions[1]) / scale_y))
+        x0, y0 = max(x, left), max(y, top)
+        x1, y1 = min(x + width, right), min(y + height, bottom)
+        if (x0, y0, x1, y1) == (x, y, x + width, y + height):
+            return self._reader.read(level, x, y, width, height)
+        out = np.full((height, width, 3), 255, dtype=np.uint8)
+        if x1 > x0 and y1 > y0:
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._reader.read(level, x0, y0, x1 - x0, y1 - y0)
+        return out
+
+
+def _as_pair(mpp: float | tuple[float, float] | None) -> tuple[float, float] | None:
+    if mpp is None:
+        return None
+    pair = (float(mpp[0]), float(mpp[1])) if isinstance(mpp, tuple) else (float(mpp), float(mpp))
+    if not all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in pair):
+        raise MissingPixelSizeError(
+            f"pixel size {pair[0]:g} x {pair[1]:g} µm",
+            expected=f"between {MPP_RANGE[0]} and {MPP_RANGE[1]:g} µm",
+            remedy="correct --mpp",
+        )
+    return pair
+
+
+def _open_reader(path: Path) -> _Reader:
+    """Open with OpenSlide, else with tifffile; say what both found if neither can."""
+    import openslide
+
+    try:
+        return _OpenSlideReader(path)
+    except openslide.OpenSlideUnsupportedFormatError:
+        reason = "OpenSlide does not know its format"
+    except openslide.OpenSlideError as error:
+        reason = f"OpenSlide: {error}"
+    from pyhisto.tiff import TiffReader
+
+    try:
+        return TiffReader(path)
+    except UnsupportedSlideError as error:
+        raise UnsupportedSlideError(
+            f"slide {path.name} cannot be read ({reason}; {error.found})",
+            expected="a format of OpenSlide, or an 8-bit RGB TIFF or OME-TIFF",
+            remedy="convert it to a pyramidal TIFF",
+        ) from error
+
+
+class _OpenSlideReader:
+    name = "openslide"
+
+    def __init__(self, path: Path) -> None:
+        import openslide
+
+        self._slide = openslide.OpenSlide(path)
+        self._error = openslide.OpenSlideError
+        properties = self._slide.properties
+        self._path = path
+        self.level_dimensions = tuple(self._slide.level_dimensions)
+        self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "")
+        self.mpp = _numbers(properties, openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+        power = _numbers(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER)
+        self.magnification = power[0] if power else None
+        bounds = _numbers(properties, *(f"openslide.bounds-{key}" for key in ("x", "y", "width", "height")))
+        self.bounds = (int(bounds[0]), int(bounds[1]), int(bounds[2]), int(bounds[3])) if bounds else None
+
+    def read(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+        own = self.level_dimensions[level]
+        full = self.level_dimensions[0]
+        location = (round(x * full[0] / own[0]), round(y * full[1] / own[1]))
+        try:
+            image = self._slide.read_region(location, level, (width, height))
+        except self._error as error:
+            raise SlideError(
+                f"slide {self._path.name}: pixels at level 0 {location} cannot be decoded ({error})",
+                remedy="the file is damaged; copy it again from the scanner",
+            ) from error
+        rgba = np.asarray(image)
+        alpha = rgba[..., 3]
+        if alpha.min() == 255:
+            return np.ascontiguousarray(rgba[..., :3])
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+
+    def close(self) -> None:
+        self._slide.close()
+
+
+def _numbers(properties: Any, *keys: str) -> Any:
+    """Return the properties as a tuple of floats, or None if one is missing or no number."""
+    try:
+        return tuple(float(properties[key]) for key in keys)
+    except (KeyError, ValueError):
+        return None

@@ -1,0 +1,1 @@
+"""QuPath projects read and written without Java: project.qpproj (JSON) and data.qpdata (Java serialisation)."""

@@ -1,0 +1,261 @@
+"""Changes of a hierarchy: objects added, removed, locked; everything else stays as it is."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import geopandas as gpd
+import numpy as np
+
+from qupath_ext.errors import FormatError, ProjectError
+from qupath_ext.native.additions import Additions, build_additions
+from qupath_ext.native.catalog import Factory
+from qupath_ext.native.datafile import DataFile, parse_data_file
+from qupath_ext.native.pathobjects import PathObjectView, walk
+from qupath_ext.native.scanner import ScannedRun
+from qupath_ext.native.table import derived_id
+from qupath_ext.native.tokens import Block, Content, JArray, JObject, Run, RunMember
+from qupath_ext.project import ChangeCounts
+
+__all__ = ["HierarchyEdit", "open_for_edit"]
+
+CONNECTIONS = "qupath.lib.objects.PathObjectConnections"
+GROUP_LIST = "java.util.ArrayList"
+
+
+def open_for_edit(data: bytes, colors: Callable[[str], int | None]) -> HierarchyEdit:
+    """Parse a data file in order to change it.
+
+    Objects without id (files of QuPath 0.2 and 0.3) get the one that reading shows for them, so that it stays.
+    """
+    parsed = parse_data_file(data)
+    items = list(walk(parsed.root))
+    if any(_lacks_id(item) for item, _ in items):
+        parsed = parse_data_file(data, fast=False)
+        factory = Factory(parsed.known_tokens(), colors)
+        views = [item for item, _ in walk(parsed.root) if isinstance(item, PathObjectView)]
+        for number, view in enumerate(views):
+            if view.id is None:
+                view.set_id(derived_id(parsed.digest, number), factory)
+    return HierarchyEdit(parsed, colors)
+
+
+def _lacks_id(item: PathObjectView | Run) -> bool:
+    if isinstance(item, ScannedRun):
+        return not item.has_id.all()
+    return isinstance(item, PathObjectView) and item.id is None
+
+
+class HierarchyEdit:
+    """Collects changes and applies them to the tokens of one data file.
+
+    Parameters
+    ----------
+    data
+        The data file; its tokens are changed by :meth:`apply`.
+    colors
+        Colour of a path class by its full name, asked for classes that the file does not have.
+    """
+
+    def __init__(self, data: DataFile, colors: Callable[[str], int | None]) -> None:
+        self.data = data
+        self._factory = Factory(data.known_tokens(), colors)
+        self._objects: dict[str, JObject] = {}
+        self._runs: list[ScannedRun] = []
+        for item, _ in walk(data.root):
+            if isinstance(item, PathObjectView):
+                self._objects[item.id or ""] = item.token
+            elif isinstance(item, ScannedRun):
+                self._runs.append(item)
+        self._run_ids = [run.ids() for run in self._runs]
+
+    def apply(
+        self,
+        *,
+        add: gpd.GeoDataFrame | None = None,
+        remove: Sequence[str] = (),
+        lock: Sequence[str] = (),
+        unlock: Sequence[str] = (),
+    ) -> ChangeCounts:
+        """Remove objects, set locks, add objects, in this order.
+
+        Children of a removed object that stay move up to its parent. Groups of object connections that mention a
+        removed object are dropped.
+
+        Raises
+        ------
+        ProjectError
+            If an id is not in the image, a new id is there already, a parent does not exist, a TMA core would be
+            removed, or an object cannot be stored.
+        """
+        removed = set(remove)
+        members = self._find([*removed, *lock, *unlock])
+        additions = None if add is None or len(add) == 0 else build_additions(add, self._factory)
+        if additions is not None:
+            self._check_new(additions, removed)
+        cores = self.data.tma_cores
+        if any(id(self._objects.get(i)) in cores for i in removed):
+            raise ProjectError("a core of the TMA grid cannot be removed", remedy="remove it in QuPath")
+        if removed:
+            self._drop_connections(removed, members)
+            self._remove(self.data.root, _Removed.of(removed, members))
+        n_locked = self._lock(lock, True, removed, members) + self._lock(unlock, False, removed, members)
+        if additions is not None:
+            self._add(additions)
+        counts = {} if additions is None else dict(additions.counts)
+        return ChangeCounts(added=counts, removed=len(removed), locked=n_locked)
+
+    # ------------------------------------------------------------------ finding
+    def _find(self, ids: Iterable[str]) -> dict[str, tuple[ScannedRun, int]]:
+        """Where ids that are not tokens of their own are: run and record number.
+
+        Raises
+        ------
+        ProjectError
+            If an id is nowhere.
+        """
+        wanted = [i for i in dict.fromkeys(ids) if i not in self._objects]
+        out: dict[str, tuple[ScannedRun, int]] = {}
+        if wanted:
+            keys = np.array([i.encode("ascii", "replace") for i in wanted])
+            for run, run_ids in zip(self._runs, self._run_ids, strict=True):
+                for at in np.flatnonzero(np.isin(run_ids, keys)).tolist():
+                    out[run_ids[at].decode()] = (run, int(run.rows[at]))
+        missing = [i for i in wanted if i not in out]
+        if missing:
+            raise ProjectError(
+                f"object {missing[0]} is not in the image", remedy="read the objects again; it may have been deleted"
+            )
+        return out
+
+    def _check_new(self, additions: Additions, removed: set[str]) -> None:
+        new = set(additions.ids.tolist())
+        there = [i for i in new if i in self._objects and i not in removed]
+        keys = additions.ids.astype("S36")
+        for run_ids in self._run_ids:
+            there += [i for i in (x.decode() for x in run_ids[np.isin(run_ids, keys)].tolist()) if i not in removed]
+        if there:
+            raise ProjectError(f"object {there[0]} is in the image already", expected="new ids")
+        for parent in additions.children:
+            if parent is None or parent in new:
+                continue
+            if parent in removed:
+                raise ProjectError(f"parent {parent} is removed in the same change", expected="a parent that stays")
+            self._find([parent])
+
+    def _token(self, object_id: str, members: dict[str, tuple[ScannedRun, int]]) -> JObject:
+        if object_id in self._objects:
+            return self._objects[object_id]
+        run, row = members[object_id]
+        return run.materialise(row)
+
+    # ------------------------------------------------------------------ removing and locking
+    def _remove(self, token: JObject, removed: _Removed) -> None:
+        view = PathObjectView(token)
+        before = view.children
+        after = self._kept(before, removed)
+        if len(after) != len(before) or any(a is not b for a, b in zip(after, before, strict=False)):
+            view.set_children(after)
+
+    def _kept(self, children: list[JObject | Run], removed: _Removed) -> list[JObject | Run]:
+        out: list[JObject | Run] = []
+        for child in children:
+            if isinstance(child, ScannedRun):
+                rows = removed.rows.get(id(child))
+                kept = child.rows if rows is None else child.rows[~np.isin(child.rows, rows)]
+                if len(kept) == len(child):
+                    out.append(child)
+                elif len(kept):
+                    out.append(child.part(kept))
+            elif isinstance(child, JObject):
+                view = PathObjectView(child)
+                if view.id in removed.ids:
+                    out += self._kept(view.children, removed)
+                else:
+                    self._remove(child, removed)
+                    out.append(child)
+        return out
+
+    def _lock(
+        self, ids: Sequence[str], locked: bool, removed: set[str], members: dict[str, tuple[ScannedRun, int]]
+    ) -> int:
+        n = 0
+        for object_id in dict.fromkeys(ids):
+            if object_id in removed:
+                raise ProjectError(f"object {object_id} is locked and removed in the same change")
+            n += PathObjectView(self._token(object_id, members)).set_locked(locked, self._factory)
+        return n
+
+    # ------------------------------------------------------------------ adding
+    def _add(self, additions: Additions) -> None:
+        parents = [p for p in additions.children if p is not None and p not in additions.tokens]
+        members = self._find(parents)
+        for parent, tokens in additions.children.items():
+            if parent is None:
+                token = self.data.root
+            elif parent in additions.tokens:
+                token = additions.tokens[parent]
+            else:
+                token = self._token(parent, members)
+            view = PathObjectView(token)
+            view.set_children([*view.children, *tokens])
+
+    # ------------------------------------------------------------------ connections
+    def _drop_connections(self, removed: set[str], members: dict[str, tuple[ScannedRun, int]]) -> None:
+        properties = self.data.properties
+        gone_tokens = {id(self._objects[i]) for i in removed if i in self._objects}
+        gone_members = {(id(run.source), row) for i, (run, row) in members.items() if i in removed}
+        extra = properties.parts[-1].extra if properties is not None else None
+        for value in extra or ():
+            if not isinstance(value, JObject) or value.desc.name != CONNECTIONS:
+                continue
+            groups = next((t for t in value.contents if isinstance(t, JObject) and t.desc.name == GROUP_LIST), None)
+            if groups is None or groups.parts[-1].extra is None:
+                raise FormatError("object connections without a list of groups")
+            items = [item for item in groups.parts[-1].extra if not isinstance(item, Block)]
+            kept = [item for item in items if not _mentions(item, gone_tokens, gone_members)]
+            if len(kept) < len(items):
+                size = struct.pack(">i", len(kept))
+                groups.parts[-1].values = [size]
+                groups.parts[-1].extra = [Block(size), *kept]
+
+
+@dataclass(frozen=True)
+class _Removed:
+    """Removed ids, and the numbers of removed records by ``id()`` of their run."""
+
+    ids: set[str]
+    rows: dict[int, list[int]]
+
+    @classmethod
+    def of(cls, ids: set[str], members: dict[str, tuple[ScannedRun, int]]) -> _Removed:
+        rows: dict[int, list[int]] = {}
+        for object_id, (run, row) in members.items():
+            if object_id in ids:
+                rows.setdefault(id(run), []).append(row)
+        return cls(ids, rows)
+
+
+def _mentions(token: Content, gone: set[int], gone_members: set[tuple[int, int]]) -> bool:
+    """Whether something refers to a removed object, without looking into the path objects themselves."""
+    stack: list[Content] = [token]
+    seen: set[int] = set()
+    while stack:
+        item = stack.pop()
+        if isinstance(item, RunMember):
+            if (id(item.source), item.index) in gone_members:
+                return True
+        elif isinstance(item, JArray):
+            stack += item.items
+        elif isinstance(item, JObject) and id(item) not in seen:
+            seen.add(id(item))
+            if id(item) in gone:
+                return True
+            if not item.desc.is_a("qupath.lib.objects.PathObject"):
+                stack += item.contents
+                for part in item.parts:
+                    stack += [value for value in part.values if not isinstance(value, bytes)]
+                    stack += part.extra or []
+    return False

@@ -1,0 +1,251 @@
+"""ROIs: the proxies that QuPath writes <-> shapely geometries, one at a time.
+
+Rectangles, ellipses and lines are stored as doubles, vertices of polygons, polylines and points as float32, everything
+with holes or several parts as big-endian WKB. Coordinates are full-resolution pixels, x right, y down.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+import shapely
+from shapely.geometry.base import BaseGeometry
+
+from qupath_ext.errors import FormatError, ProjectError
+from qupath_ext.native.catalog import Factory
+from qupath_ext.native.tokens import Content, JArray, JObject
+
+__all__ = [
+    "DEFAULT_PLANE",
+    "check_geometries",
+    "ellipse",
+    "is_box",
+    "make_roi",
+    "read_plane",
+    "read_roi",
+    "unwrap",
+]
+
+DEFAULT_PLANE = (-1, 0, 0)
+ELLIPSE_POINTS = 100
+ROI = "qupath.lib.roi."
+PROXY = "$SerializationProxy"
+AREAS = ("Polygon", "MultiPolygon")
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+# ---------------------------------------------------------------------- tokens -> geometry
+def read_plane(roi: JObject) -> tuple[int, int, int]:
+    """Return the plane (c, z, t) of a ROI; c is -1 for all channels."""
+    c, z, t = (int.from_bytes(_bytes(roi, name), "big", signed=True) for name in "czt")
+    return c, z, t
+
+
+def read_roi(roi: JObject) -> BaseGeometry:
+    """Return the geometry of a ROI token.
+
+    Ellipses become polygons of 100 vertices, as in QuPath; rings with fewer than three vertices become polygons of
+    no area.
+
+    Raises
+    ------
+    FormatError
+        If the ROI is of a kind that is not known.
+    """
+    kind = roi.desc.name.removeprefix(ROI).removesuffix(PROXY)
+    match kind:
+        case "RectangleROI":
+            x, y, x2, y2 = _corners(roi)
+            return shapely.Polygon([(x, y), (x2, y), (x2, y2), (x, y2)])
+        case "EllipseROI":
+            return ellipse(*_corners(roi))
+        case "LineROI":
+            x, y, x2, y2 = _corners(roi)
+            return shapely.LineString([(x, y), (x2, y2)])
+        case "PolygonROI":
+            return _polygon(_vertices(roi))
+        case "PolylineROI":
+            points = _vertices(roi)
+            return shapely.LineString(points if len(points) != 1 else np.repeat(points, 2, axis=0))
+        case "PointsROI":
+            points = _vertices(roi)
+            return shapely.Point(points[0]) if len(points) == 1 else shapely.MultiPoint(points)
+        case "AreaROI":
+            return _area(roi)
+        case "GeometryROI$WKBSerializationProxy":
+            return _wkb(roi)
+    raise FormatError(f"ROI of class {roi.desc.name}", expected="a kind that QuPath 0.2 to 0.8 writes")
+
+
+def ellipse(x: float, y: float, x2: float, y2: float) -> shapely.Polygon:
+    """Return the ellipse in a box as a polygon of 100 vertices, beginning at the right and going down.
+
+    >>> shape = ellipse(0, 0, 10, 4)
+    >>> shape.bounds
+    (0.0, 0.0, 10.0, 4.0)
+    """
+    angle = 2 * np.pi / ELLIPSE_POINTS * np.arange(ELLIPSE_POINTS)
+    xs = (x + x2) / 2 + abs(x2 - x) / 2 * np.cos(angle)
+    ys = (y + y2) / 2 + abs(y2 - y) / 2 * np.sin(angle)
+    return shapely.Polygon(np.column_stack([xs, ys]))
+
+
+def _bytes(roi: JObject, name: str) -> bytes:
+    value = roi.get(name)
+    if not isinstance(value, bytes):
+        raise FormatError(f"field {name} of {roi.desc.name} is no number")
+    return value
+
+
+def _array(roi: JObject, name: str) -> JArray:
+    value = roi.get(name)
+    if not isinstance(value, JArray):
+        raise FormatError(f"field {name} of {roi.desc.name} is no array")
+    return value
+
+
+def _corners(roi: JObject) -> tuple[float, float, float, float]:
+    x, y, x2, y2 = (struct.unpack(">d", _bytes(roi, name))[0] for name in ("x", "y", "x2", "y2"))
+    return x, y, x2, y2
+
+
+def _vertices(roi: JObject) -> Floats:
+    x, y = (np.frombuffer(_array(roi, name).raw, dtype=">f4") for name in "xy")
+    if len(x) != len(y):
+        raise FormatError(f"{len(x)} x and {len(y)} y values in {roi.desc.name}", expected="as many")
+    return np.column_stack([x, y]).astype(np.float64)
+
+
+def _polygon(points: Floats) -> shapely.Polygon:
+    if len(points) == 0:
+        return shapely.Polygon()
+    if len(points) < 3:
+        points = np.concatenate([points, np.repeat(points[-1:], 4 - len(points), axis=0)])
+    return shapely.Polygon(points)
+
+
+def _area(roi: JObject) -> BaseGeometry:
+    rings = []
+    for x, y in zip(_array(roi, "x").items, _array(roi, "y").items, strict=True):
+        if not isinstance(x, JArray) or not isinstance(y, JArray):
+            raise FormatError(f"ring of {roi.desc.name} is no array")
+        columns = [np.frombuffer(axis.raw, dtype=">f4") for axis in (x, y)]
+        rings.append(_polygon(np.column_stack(columns).astype(np.float64)))
+    out: BaseGeometry = shapely.Polygon()
+    for ring in rings:  # even-odd rule
+        out = out.symmetric_difference(ring)
+    return out
+
+
+def _wkb(roi: JObject) -> BaseGeometry:
+    try:
+        geometry = shapely.from_wkb(_array(roi, "wkb").raw)
+    except shapely.errors.GEOSException as error:
+        raise FormatError(f"a geometry that is not WKB: {error}") from error
+    if not isinstance(geometry, BaseGeometry):
+        raise FormatError("a geometry that is not WKB")
+    return geometry
+
+
+# ---------------------------------------------------------------------- geometry -> tokens
+def unwrap(geometries: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Replace geometry collections of one part by that part; shape (n,)."""
+    kinds = shapely.get_type_id(geometries)
+    single = (kinds >= 5) & (kinds <= 6) & (shapely.get_num_geometries(geometries) == 1)
+    if single.any():
+        geometries = geometries.copy()
+        geometries[single] = shapely.get_geometry(geometries[single], 0)
+    return geometries
+
+
+def check_geometries(geometries: np.ndarray[Any, Any], ids: np.ndarray[Any, Any], *, areas: bool, what: str) -> None:
+    """Refuse geometries that QuPath would refuse or lose.
+
+    Parameters
+    ----------
+    geometries
+        n geometries; None is not allowed.
+    ids
+        n object ids, for the message.
+    areas
+        Whether only polygons and multipolygons are allowed.
+    what
+        What they are, for the message.
+
+    Raises
+    ------
+    ProjectError
+        Names the first object whose geometry is missing, empty, of a wrong kind, not finite or invalid.
+    """
+
+    def refuse(bad: Any, found: str, expected: str, remedy: str = "") -> None:
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            raise ProjectError(f"{what} of object {ids[at]} is {found}", expected=expected, remedy=remedy)
+
+    refuse(shapely.is_missing(geometries) | shapely.is_empty(geometries), "missing or empty", "a geometry")
+    kinds = shapely.get_type_id(geometries)
+    allowed = np.isin(kinds, (3, 6)) if areas else np.isin(kinds, (0, 1, 3, 4, 5, 6))
+    if not allowed.all():
+        found = geometries[np.flatnonzero(~allowed)[0]].geom_type
+        refuse(~allowed, f"a {found}", "a polygon" if areas else "points, lines or polygons")
+    refuse(~np.isfinite(shapely.bounds(geometries)).all(axis=1), "not finite", "finite coordinates")
+    valid = shapely.is_valid(geometries)
+    if not valid.all():
+        reason = shapely.is_valid_reason(geometries[np.flatnonzero(~valid)[0]])
+        refuse(~valid, f"invalid ({reason})", "a valid geometry", "repair it, for example with shapely.make_valid")
+
+
+def is_box(points: Floats) -> bool:
+    """Whether a closed ring, shape (m, 2), is an axis-aligned rectangle."""
+    if len(points) != 5:
+        return False
+    (x0, y0), (x1, y1), (x2, y2), (x3, y3) = points[:4].tolist()
+    upright: bool = x0 == x1 and y1 == y2 and x2 == x3 and y3 == y0
+    level: bool = y0 == y1 and x1 == x2 and y2 == y3 and x3 == x0
+    return upright or level
+
+
+def make_roi(geometry: BaseGeometry, plane: tuple[int, int, int], factory: Factory) -> JObject:
+    """Return the ROI token of a checked geometry: the simplest kind of ROI that holds it.
+
+    Raises
+    ------
+    ProjectError
+        If there is no ROI for this kind of geometry.
+    """
+    c, z, t = (struct.pack(">i", value) for value in plane)
+    points = shapely.get_coordinates(geometry)
+    match geometry.geom_type:
+        case "Polygon" if shapely.get_num_interior_rings(geometry) == 0:
+            if is_box(points):
+                low, high = points.min(axis=0), points.max(axis=0)
+                return _corner_roi("RectangleROI", (*low, *high), (c, z, t), factory)
+            values: list[bytes | Content] = [c, t, z, None, None, *_axes(points[:-1], factory)]
+            return factory.obj(ROI + "PolygonROI" + PROXY, values)
+        case "LineString":
+            if len(points) == 2:
+                return _corner_roi("LineROI", (*points[0], *points[1]), (c, z, t), factory)
+            return factory.obj(ROI + "PolylineROI" + PROXY, [c, t, z, *_axes(points, factory)])
+        case "Point" | "MultiPoint":
+            return factory.obj(ROI + "PointsROI" + PROXY, [c, t, z, None, *_axes(points, factory)])
+        case "Polygon" | "MultiPolygon" | "MultiLineString":
+            wkb = shapely.to_wkb(geometry, byte_order=0, output_dimension=2, include_srid=False)
+            array = JArray(factory.desc("[B"), len(wkb), wkb)
+            return factory.obj(ROI + "GeometryROI$WKBSerializationProxy", [c, t, z, None, array])
+    raise ProjectError(f"geometry of kind {geometry.geom_type}", expected="points, lines or polygons")
+
+
+def _corner_roi(
+    kind: str, corners: tuple[float, float, float, float], plane: tuple[bytes, bytes, bytes], factory: Factory
+) -> JObject:
+    x, y, x2, y2 = (struct.pack(">d", value) for value in corners)
+    c, z, t = plane
+    return factory.obj(ROI + kind + PROXY, [c, t, x, x2, y, y2, z, None])
+
+
+def _axes(points: Floats, factory: Factory) -> tuple[JArray, JArray]:
+    x, y = (factory.floats(points[:, axis].astype(">f4").tobytes()) for axis in (0, 1))
+    return x, y
