@@ -107,7 +107,10 @@ class StainVectors:
 
 
 def _unit(vector: Vector | FloatArray) -> Vector:
-    unit = np.asarray(vector, dtype=np.float64) / np.linalg.norm(vector)
+    unit = np.asarray(vector, dtype=np.float64)
+    length = float(np.linalg.norm(unit))
+    if abs(length - 1) > 1e-12:  # a unit vector stays what it is, to the last bit
+        unit = unit / length
     return float(unit[0]), float(unit[1]), float(unit[2])
 
 

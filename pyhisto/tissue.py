@@ -9,10 +9,11 @@ import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage as ndi
+import shapely
 import skimage.filters
 from skimage.morphology import remove_small_objects
 
-from pyhisto.labels import mask_to_polygons
+from pyhisto.labels import clean_polygon, mask_to_polygons
 from pyhisto.objects import empty_objects, make_objects
 from pyhisto.slide import Slide
 
@@ -43,7 +44,7 @@ class TissueSettings:
     max_side: int = 4096
     sigma_um: float = 16.0
     threshold: float | None = None
-    threshold_range: tuple[float, float] = (0.03, 0.12)
+    threshold_range: tuple[float, float] = (0.03, 0.06)
     min_area_um2: float = 20_000.0
     min_hole_area_um2: float = 5_000.0
 
@@ -69,6 +70,8 @@ def detect_tissue(slide: Slide, settings: TissueSettings | None = None) -> gpd.G
         min_hole_area=settings.min_hole_area_um2 / mpp**2,
         tolerance=0.5,
     )
+    frame = shapely.box(0, 0, width, height)
+    polygons = [part for polygon in polygons for part in clean_polygon(polygon.intersection(frame))]
     if not polygons:
         return empty_objects()
     return make_objects(polygons, object_type="annotation", classification="Tissue")
@@ -89,7 +92,7 @@ def tissue_mask(rgb: npt.NDArray[np.uint8], mpp: float, settings: TissueSettings
         See :class:`TissueSettings`.
     """
     white = glass_white(rgb)
-    density = -np.log10(np.clip(rgb.astype(np.float32), 1, None) / white).clip(0, None)
+    density = np.log10(white / np.clip(rgb.astype(np.float32), 1, None)).clip(0, None)
     pen = pen_mask(density)
     mean = ndi.gaussian_filter(np.where(pen, 0.0, density.mean(axis=2)), settings.sigma_um / mpp / 2)
     threshold = settings.threshold
@@ -103,12 +106,12 @@ def tissue_mask(rgb: npt.NDArray[np.uint8], mpp: float, settings: TissueSettings
 def glass_white(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Return the colour of the glass, float32 (3,), 0 to 255: the median of the brightest twentieth of the pixels.
 
-    A slide without glass gives a colour near its lightest tissue; it is never taken below 200.
+    A slide without glass gives a colour near its lightest tissue; it is never taken below 235.
     """
     pixels = rgb.reshape(-1, 3).astype(np.float32)
     brightness = pixels.sum(axis=1)
     bright = pixels[brightness >= np.quantile(brightness, 0.95)]
-    return np.asarray(np.median(bright, axis=0).clip(200, 255), dtype=np.float32)
+    return np.asarray(np.median(bright, axis=0).clip(235, 255), dtype=np.float32)
 
 
 def pen_mask(density: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:

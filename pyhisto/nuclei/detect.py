@@ -158,7 +158,11 @@ def detect_cells(
 
 
 def _frame(slide: Slide, settings: CellDetectionSettings, region: Any | None) -> _Frame | None:
-    """Lay a whole number of square pixels over the region's bounds; None if it lies outside the slide."""
+    """Lay square pixels over the region's bounds; None if it lies outside the slide.
+
+    QuPath samples the slides it reads through OpenSlide at exactly the requested pixel size, and fits others to a
+    whole number of pixels; so does this.
+    """
     width, height = slide.dimensions
     x0, y0, x1, y1 = (0.0, 0.0, float(width), float(height))
     if region is not None:
@@ -173,7 +177,10 @@ def _frame(slide: Slide, settings: CellDetectionSettings, region: Any | None) ->
     pixel = max(settings.requested_pixel_size_um, (mpp[0] + mpp[1]) / 2)
     columns = max(1, round((x1 - x0) * mpp[0] / pixel))
     rows = max(1, round((y1 - y0) * mpp[1] / pixel))
-    return _Frame(x0, y0, columns, rows, ((x1 - x0) / columns, (y1 - y0) / rows), pixel)
+    downsample = (pixel / mpp[0], pixel / mpp[1])
+    if slide.reader != "openslide":
+        downsample = ((x1 - x0) / columns, (y1 - y0) / rows)
+    return _Frame(x0, y0, columns, rows, downsample, pixel)
 
 
 def _windows(frame: _Frame, settings: CellDetectionSettings, tile_size: int, region: Any | None) -> Iterator[_Window]:

@@ -75,7 +75,7 @@ class DataFile:
         grid = self.hierarchy.get("tmaGrid")
         cores = grid.get("cores") if isinstance(grid, JObject) else None
         extra = cores.parts[-1].extra if isinstance(cores, JObject) else None
-        return {id(core) for core in extra or ()}
+        return {id(core) for core in extra or () if isinstance(core, JObject)}
 
     @property
     def image_type(self) -> str | None:

@@ -74,7 +74,7 @@ class NativeProject(Project):
             if classes:
                 project._stage_classes(transaction, _new_classes({}, classes))
             transaction.commit()
-        project._state = transaction.states[path]
+        project._state, project._classes = transaction.states[path], None
         return project
 
     def _stage(self, transaction: Transaction) -> None:

@@ -62,8 +62,18 @@ def parse_stream(data: bytes, *, fast: bool = True) -> tuple[list[Content], Pars
     FormatError
         If any byte is not explained by the grammar; the offset is named.
     """
-    parser = Parser(data, fast=fast)
+    if fast:
+        parser = Parser(data, fast=True)
+        try:
+            return parser.stream(), parser
+        except _PartOfRunError:
+            pass  # something shares a part of a cell, such as cached ROI statistics; rare
+    parser = Parser(data, fast=False)
     return parser.stream(), parser
+
+
+class _PartOfRunError(Exception):
+    """A reference means something inside a record that is kept as bytes."""
 
 
 class Parser:
@@ -199,6 +209,8 @@ class Parser:
             return token
         at = bisect.bisect_right(self._scope_runs, handle, key=lambda run: run.first_handle) - 1
         index = self._scope_runs[at].member(handle) if at >= 0 else None
+        if at >= 0 and index is None and handle < self._scope_runs[at].first_handle + self._scope_runs[at].n_handles:
+            raise _PartOfRunError
         if index is None:
             raise self.error(f"reference to unknown handle {handle}", start)
         return RunMember(self._scope_runs[at], index)

@@ -167,7 +167,8 @@ class PathObjectView:
         """The metadata with the object id."""
         if self.metadata_token is None:
             return {}
-        _, keys, values = self.metadata_token.contents
+        contents = self.metadata_token.contents
+        keys, values = contents[1:] if len(contents) == 3 else (None, None)
         if not isinstance(keys, JArray) or not isinstance(values, JArray) or keys.length != values.length:
             raise self._error("a damaged metadata map")
         out = {}

@@ -134,8 +134,11 @@ def _area(roi: JObject) -> BaseGeometry:
         columns = [np.frombuffer(axis.raw, dtype=">f4") for axis in (x, y)]
         rings.append(_polygon(np.column_stack(columns).astype(np.float64)))
     out: BaseGeometry = shapely.Polygon()
-    for ring in rings:  # even-odd rule
-        out = out.symmetric_difference(ring)
+    try:
+        for ring in rings:  # even-odd rule
+            out = out.symmetric_difference(ring)
+    except shapely.errors.GEOSException as error:
+        raise FormatError(f"an area whose rings do not fit together: {error}") from error
     return out
 
 

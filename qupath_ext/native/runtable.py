@@ -133,7 +133,8 @@ def _measurements(run: ScannedRun, rows: Ints) -> dict[str, Floats]:
         for low in range(0, len(chosen), CHUNK):
             part = chosen[low : low + CHUNK]
             raw = np.ascontiguousarray(gather_bytes(run.buffer, at[part] + LIST_HEAD, length * size))
-            values = raw.view(f">f{size}").astype(np.float64).reshape(len(part), length)
+            with np.errstate(invalid="ignore"):  # signalling NaN
+                values = raw.view(f">f{size}").astype(np.float64).reshape(len(part), length)
             for column, name in enumerate(names[:length]):
                 target = out.setdefault(name, np.full(len(rows), np.nan))
                 target[with_list[part]] = values[:, column]

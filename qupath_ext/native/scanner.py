@@ -61,7 +61,13 @@ def gather_numbers(buffer: Bytes, offsets: Ints, dtype: str) -> np.ndarray[Any, 
     """One big-endian number of `dtype` at each of n offsets, shape (n,), native byte order."""
     kind = np.dtype(dtype)
     raw = gather_bytes(buffer, offsets, kind.itemsize)
-    return np.ascontiguousarray(raw).view(kind).reshape(-1).astype(kind.newbyteorder("="))
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return np.ascontiguousarray(raw).view(kind).reshape(-1).astype(kind.newbyteorder("="))
+
+
+def _is_id(raw: bytes) -> bool:
+    """Whether QuPath takes the 36 bytes for an object id; other text is left to the token parser."""
+    return b"-" in raw and raw.isascii() and b"\x00" not in raw
 
 
 def _ref(handle: int) -> bytes:
@@ -167,7 +173,7 @@ class LeafScanner:
         """Step over one record; returns where it ends and how many handles it takes, None if it does not fit."""
         data = self.parser.data
         is_cell = self.heads.get(data[pos : pos + HEAD])
-        if is_cell is not None and data[pos + 83 : pos + 84] == b"\x78":
+        if is_cell is not None and data[pos + 83 : pos + 84] == b"\x78" and _is_id(data[pos + HEAD : pos + 83]):
             list_at, handles = pos + 84, 5
         else:
             is_cell = self.heads_no_id.get(data[pos : pos + HEAD_NO_ID])

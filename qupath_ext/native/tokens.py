@@ -13,6 +13,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from qupath_ext.errors import FormatError
+
 if TYPE_CHECKING:
     from qupath_ext.native.emitter import Emitter
 
@@ -147,13 +149,13 @@ class JObject:
     contents: list[Content] = field(default_factory=list)
 
     def get(self, name: str) -> bytes | Content:
-        """Return the value of a field of a serialisable object, by name; KeyError if there is none."""
+        """Return the value of a field of a serialisable object, by name; FormatError if there is none."""
         wanted = name.encode()
-        for desc, part in zip(self.desc.chain(), self.parts, strict=True):
-            for spec, value in zip(desc.fields, part.values, strict=True):
+        for desc, part in zip(self.desc.chain(), self.parts, strict=False):
+            for spec, value in zip(desc.fields, part.values, strict=False):
                 if spec.name == wanted:
                     return value
-        raise KeyError(name)
+        raise FormatError(f"object of class {self.desc.name} without field {name!r}")
 
 
 @dataclass(slots=True, eq=False)

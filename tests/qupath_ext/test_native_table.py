@@ -44,7 +44,7 @@ def same_shape(ours, wkt):
 
 @pytest.mark.parametrize("version", ["v0.5.1", "v0.6.0"])
 @pytest.mark.parametrize("kind", ["real", "cells"])
-def test_table_says_what_quPath_sees(version, kind):
+def test_table_says_what_qupath_sees(version, kind):
     for image, path in dumped(version, kind):
         table = read(path)
         validate_objects(table)
@@ -134,7 +134,7 @@ def test_files_without_ids_get_the_same_ids_every_time():
     assert set(first["parent_id"].dropna()) <= set(first.index)
 
 
-def test_quPath_0_2_files_are_read():
+def test_qupath_0_2_files_are_read():
     folder = SHARED / "data/qupath_projects/v0.2.0_stardist_full_with_images"
     project = open_project(folder)
     summaries = [json.loads((folder / f"data/{entry.id}/summary.json").read_text()) for entry in project.entries]
