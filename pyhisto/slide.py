@@ -183,9 +183,15 @@ class Slide:
         x1 = math.ceil(left + width * step[0]) + margin[0]
         y1 = math.ceil(top + height * step[1]) + margin[1]
         pixels = self._read_level(level, x0, y0, x1 - x0, y1 - y0)
+        inside = self._level_bounds(level)
         box = (left - x0, top - y0, left - x0 + width * step[0], top - y0 + height * step[1])
-        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR, box=box)
-        return np.asarray(resized)
+        # The filter must not mix the white outside into the slide's border, so it never sees it.
+        cut = (max(inside[0], x0), max(inside[1], y0), min(inside[2], x1), min(inside[3], y1))
+        whole = box[0] + x0 >= cut[0] and box[1] + y0 >= cut[1] and box[2] + x0 <= cut[2] and box[3] + y0 <= cut[3]
+        if whole:
+            pixels = pixels[cut[1] - y0 : cut[3] - y0, cut[0] - x0 : cut[2] - x0]
+            box = (left - cut[0], top - cut[1], left - cut[0] + width * step[0], top - cut[1] + height * step[1])
+        return _resize(pixels, (width, height), box)
 
     def thumbnail(self, max_size: tuple[int, int] = (1000, 600)) -> npt.NDArray[np.uint8]:
         """Return the whole slide, RGB uint8 (H, W, 3), fitted into `max_size` (width, height) without enlarging."""
@@ -214,14 +220,18 @@ class Slide:
         fitting = [i for i, own in enumerate(self.level_downsamples) if own <= downsample * 1.01]
         return max(fitting, key=lambda i: self.level_downsamples[i], default=0)
 
+    def _level_bounds(self, level: int) -> tuple[int, int, int, int]:
+        """Return (x0, y0, x1, y1) of the slide in pixels of a level."""
+        width, height = self.level_dimensions[level]
+        across, down = self.level_dimensions[0][0] / width, self.level_dimensions[0][1] / height
+        x0, y0 = round(self._origin[0] / across), round(self._origin[1] / down)
+        x1 = min(width, round((self._origin[0] + self.dimensions[0]) / across))
+        y1 = min(height, round((self._origin[1] + self.dimensions[1]) / down))
+        return x0, y0, x1, y1
+
     def _read_level(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
         """Read pixels of one level; white where the slide (or its bounds) ends."""
-        full_width, full_height = self.level_dimensions[level]
-        scale_x = self.level_dimensions[0][0] / full_width
-        scale_y = self.level_dimensions[0][1] / full_height
-        left, top = (round(self._origin[0] / scale_x), round(self._origin[1] / scale_y))
-        right = min(full_width, round((self._origin[0] + self.dimensions[0]) / scale_x))
-        bottom = min(full_height, round((self._origin[1] + self.dimensions[1]) / scale_y))
+        left, top, right, bottom = self._level_bounds(level)
         x0, y0 = max(x, left), max(y, top)
         x1, y1 = min(x + width, right), min(y + height, bottom)
         if (x0, y0, x1, y1) == (x, y, x + width, y + height):
@@ -230,6 +240,18 @@ class Slide:
         if x1 > x0 and y1 > y0:
             out[y0 - y : y1 - y, x0 - x : x1 - x] = self._reader.read(level, x0, y0, x1 - x0, y1 - y0)
         return out
+
+
+def _resize(
+    pixels: npt.NDArray[np.uint8], size: tuple[int, int], box: tuple[float, float, float, float]
+) -> npt.NDArray[np.uint8]:
+    """Resample RGB uint8 (H, W, 3) inside a box to (width, height); rounded once, at the end."""
+    out = np.empty((size[1], size[0], 3), dtype=np.uint8)
+    for channel in range(3):
+        plane = Image.fromarray(pixels[..., channel].astype(np.float32))
+        values = np.asarray(plane.resize(size, Image.Resampling.BILINEAR, box=box))
+        out[..., channel] = np.floor(values + 0.5).clip(0, 255)
+    return out
 
 
 def _as_pair(mpp: float | tuple[float, float] | None) -> tuple[float, float] | None:

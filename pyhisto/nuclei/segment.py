@@ -47,11 +47,14 @@ class Nuclei:
         n outlines in pixels of the image, smoothed if the settings say so.
     channels
         Stain images by the name of their measurements, such as ``"DAB OD"``: float32 (H, W).
+    positive
+        bool (n,), where the detector itself says which nuclei are positive; else None.
     """
 
     labels: npt.NDArray[np.int32]
     contours: Contours
     channels: dict[str, FloatImage]
+    positive: Mask | None = None
 
 
 def stain_channels(rgb: npt.NDArray[np.uint8], stains: StainVectors) -> dict[str, FloatImage]:

@@ -112,10 +112,15 @@ def _corners(roi: JObject) -> tuple[float, float, float, float]:
 
 
 def _vertices(roi: JObject) -> Floats:
-    x, y = (np.frombuffer(_array(roi, name).raw, dtype=">f4") for name in "xy")
+    return _columns(_array(roi, "x"), _array(roi, "y"))
+
+
+def _columns(x_array: JArray, y_array: JArray) -> Floats:
+    x, y = (np.frombuffer(axis.raw, dtype=">f4") for axis in (x_array, y_array))
     if len(x) != len(y):
-        raise FormatError(f"{len(x)} x and {len(y)} y values in {roi.desc.name}", expected="as many")
-    return np.column_stack([x, y]).astype(np.float64)
+        raise FormatError(f"{len(x)} x and {len(y)} y values in a ROI", expected="as many")
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return np.column_stack([x, y]).astype(np.float64)
 
 
 def _polygon(points: Floats) -> shapely.Polygon:
@@ -128,11 +133,10 @@ def _polygon(points: Floats) -> shapely.Polygon:
 
 def _area(roi: JObject) -> BaseGeometry:
     rings = []
-    for x, y in zip(_array(roi, "x").items, _array(roi, "y").items, strict=True):
+    for x, y in zip(_array(roi, "x").items, _array(roi, "y").items, strict=False):
         if not isinstance(x, JArray) or not isinstance(y, JArray):
             raise FormatError(f"ring of {roi.desc.name} is no array")
-        columns = [np.frombuffer(axis.raw, dtype=">f4") for axis in (x, y)]
-        rings.append(_polygon(np.column_stack(columns).astype(np.float64)))
+        rings.append(_polygon(_columns(x, y)))
     out: BaseGeometry = shapely.Polygon()
     try:
         for ring in rings:  # even-odd rule

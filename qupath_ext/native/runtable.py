@@ -192,7 +192,8 @@ def _vertices(run: ScannedRun, first: Ints, n: Ints) -> Floats:
     within = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
     x = np.repeat(first, n) + 4 * within
     y = x + np.repeat(4 * n + 10, n)
-    return np.column_stack([gather_numbers(run.buffer, axis, ">f4") for axis in (x, y)]).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return np.column_stack([gather_numbers(run.buffer, axis, ">f4") for axis in (x, y)]).astype(np.float64)
 
 
 def _points(points: Floats, n: Ints) -> Objects:
