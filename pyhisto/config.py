@@ -56,13 +56,14 @@ def _convert(value: Any, wanted: Any, where: str) -> Any:
     """Return `value` as the annotated type `wanted`, or raise ConfigError."""
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in {types.UnionType, typing.Union}:
-        options = [option for option in arguments if option is not type(None)]
-        return None if value is None else _convert(value, options[0], where)
+        return _convert_to_one_of(value, arguments, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{where} is {value!r}", expected="a list")
-        inner = arguments[0]
-        return tuple(_convert(item, inner, where) for item in value)
+        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(inner) != len(value):
+            raise ConfigError(f"{where} is {value!r}", expected=f"a list of {len(inner)}")
+        return tuple(_convert(item, kind, where) for item, kind in zip(value, inner, strict=True))
     if origin is typing.Literal:
         if value not in arguments:
             raise ConfigError(f"{where} is {value!r}", expected=f"one of {', '.join(map(repr, arguments))}")
@@ -74,3 +75,17 @@ def _convert(value: Any, wanted: Any, where: str) -> Any:
     if isinstance(wanted, type) and (not isinstance(value, wanted) or (wanted is int and isinstance(value, bool))):
         raise ConfigError(f"{where} is {value!r}", expected=f"a value of the type {wanted.__name__}")
     return value
+
+
+def _convert_to_one_of(value: Any, options: tuple[Any, ...], where: str) -> Any:
+    """Return `value` as the first of the types that takes it; the message is that of the first."""
+    if value is None and type(None) in options:
+        return None
+    kinds = [option for option in options if option is not type(None)]
+    failures = []
+    for kind in kinds:
+        try:
+            return _convert(value, kind, where)
+        except ConfigError as error:
+            failures.append(error)
+    raise failures[0]

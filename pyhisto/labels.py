@@ -121,11 +121,10 @@ def mask_to_polygons(
         return []
     area = shapely.build_area(shapely.geometrycollections([shapely.linearrings(ring) for ring in rings]))
     polygons = []
-    for part in shapely.get_parts(area):
-        kept = _without_small_holes(part, min_hole_area)
-        if tolerance > 0:
-            kept = kept.simplify(tolerance)
-        for polygon in clean_polygon(kept):
+    # A filled hole swallows the islands in it.
+    filled = shapely.union_all([_without_small_holes(part, min_hole_area) for part in shapely.get_parts(area)])
+    for part in shapely.get_parts(filled):
+        for polygon in clean_polygon(part.simplify(tolerance) if tolerance > 0 else part):
             if polygon.area >= min_area:
                 polygons.append(polygon)
     polygons.sort(key=lambda polygon: -polygon.area)

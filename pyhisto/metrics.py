@@ -164,8 +164,9 @@ def ki67_index(
     """Return the share of positive cells with an interval that knows that neighbours are alike.
 
     Whole square fields are drawn with replacement (block bootstrap, Efron & Tibshirani 1993, percentile limits), since
-    positive cells lie in clusters and single cells are no independent draws. With fewer than ten fields with cells
-    Wilson's score interval (1927) is given instead, and said.
+    positive cells lie in clusters and single cells are no independent draws. With fewer than ten fields with cells,
+    or where no cell or every cell is positive (drawing again then says nothing), Wilson's score interval (1927) is
+    given instead, and said.
 
     Parameters
     ----------
@@ -192,7 +193,7 @@ def ki67_index(
     _, field = np.unique(cells, axis=0, return_inverse=True)
     totals = np.bincount(field.ravel())
     positives = np.bincount(field.ravel(), weights=positive)
-    if len(totals) < 10:
+    if len(totals) < 10 or k in {0, n}:
         low, high = _wilson(k, n)
         return Index(k, n, 100 * k / n, low, high, "Wilson score interval")
     draws = np.random.default_rng(seed).integers(len(totals), size=(resamples, len(totals)))

@@ -7,8 +7,10 @@ are level-0 pixels (x right, y down, float64).
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
@@ -23,9 +25,11 @@ __all__ = [
     "OBJECT_TYPES",
     "concat_objects",
     "empty_objects",
+    "load_objects",
     "make_objects",
     "measurement_names",
     "new_ids",
+    "save_objects",
     "validate_objects",
 ]
 
@@ -109,14 +113,15 @@ def make_objects(
         raise ObjectTableError(f"unknown object column {unknown[0]!r}", expected=f"one of {', '.join(COLUMNS)}")
 
     def column(values: Any, what: str) -> Any:
-        if values is None or isinstance(values, (str, bool, int, float, dict, tuple)):
+        one_for_all = (str, bool, int, float, dict) + ((tuple,) if what == "plane" else ())
+        if values is None or isinstance(values, one_for_all):
             return _repeat(values, n)
         if len(values) != n:
             raise ObjectTableError(f"{len(values)} values of {what} for {n} objects", expected="one for each object")
         return _as_objects(values)
 
     data: dict[str, Any] = {
-        "object_type": pd.Categorical(column(object_type, "object_type"), categories=OBJECT_TYPES),
+        "object_type": _types(column(object_type, "object_type")),
         "geometry": _as_objects(geometry),
         "nucleus": column(nucleus, "nucleus"),
         "classification": pd.Categorical(column(classification, "classification")),
@@ -128,7 +133,7 @@ def make_objects(
         "metadata": column(columns.get("metadata"), "metadata"),
     }
     for name, values in (measurements or {}).items():
-        data[name] = np.broadcast_to(np.asarray(values, dtype=np.float64), (n,)).copy()
+        data[name] = _measurement(name, values, n)
     index = pd.Index(list(ids) if ids is not None else new_ids(n), name="id", dtype=object)
     if len(index) != n:
         raise ObjectTableError(f"{len(index)} ids for {n} objects", expected="one for each object")
@@ -136,6 +141,23 @@ def make_objects(
     frame = gpd.GeoDataFrame({**data, **text}, geometry="geometry", index=index)
     validate_objects(frame)
     return frame
+
+
+def _types(names: Any) -> pd.Categorical:
+    unknown = sorted({str(name) for name in names} - set(OBJECT_TYPES))
+    if unknown:
+        raise ObjectTableError(f"object type {unknown[0]!r}", expected=f"one of {', '.join(OBJECT_TYPES)}")
+    return pd.Categorical(names, categories=OBJECT_TYPES)
+
+
+def _measurement(name: str, values: Any, n: int) -> np.ndarray[Any, Any]:
+    """Return one float for each object; a single number stands for all."""
+    if name in COLUMNS:
+        raise ObjectTableError(f"measurement {name!r} has the name of a fixed column", expected="another name")
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim and numbers.shape != (n,):
+        raise ObjectTableError(f"{numbers.size} values of {name!r} for {n} objects", expected="one for each object")
+    return np.broadcast_to(numbers, (n,)).copy()
 
 
 def _repeat(value: Any, n: int) -> np.ndarray[Any, Any]:
@@ -228,3 +250,57 @@ def validate_objects(objects: gpd.GeoDataFrame) -> None:
     for name in measurement_names(objects):
         if not pd.api.types.is_numeric_dtype(objects[name]):
             raise ObjectTableError(f"measurement {name!r} is not numeric", expected="numbers; text goes into metadata")
+
+
+def save_objects(path: Path, objects: gpd.GeoDataFrame) -> None:
+    """Write a table as GeoParquet, all or nothing; metadata and planes become JSON text.
+
+    Both ``geometry`` and ``nucleus`` are geometry columns that geopandas, DuckDB and R read.
+    """
+    table = objects.copy()
+    table["nucleus"] = gpd.GeoSeries(objects["nucleus"].to_numpy(), index=objects.index)
+    for column in ("metadata", "plane"):
+        text = [None if value is None else json.dumps(value, ensure_ascii=False) for value in objects[column]]
+        table[column] = pd.Series(text, index=objects.index, dtype=object)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        table.to_parquet(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_objects(path: Path) -> gpd.GeoDataFrame:
+    """Read a table that :func:`save_objects` wrote.
+
+    Raises
+    ------
+    ObjectTableError
+        If the file is no such table.
+    """
+    try:
+        table = gpd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ObjectTableError(f"{path} is no table of path objects ({error})") from error
+    missing = [name for name in COLUMNS if name not in table.columns]
+    if missing:
+        raise ObjectTableError(f"{path} has no column {missing[0]!r}", expected=", ".join(COLUMNS))
+
+    def restored(column: str, decode: Any = None) -> list[Any]:
+        values = [None if pd.isna(value) else value for value in table[column]]
+        return [None if value is None else decode(value) for value in values] if decode else values
+
+    return make_objects(
+        table.geometry.to_numpy(),
+        object_type=table["object_type"].astype(str).tolist(),
+        nucleus=[None if geometry is None else geometry for geometry in table["nucleus"]],
+        classification=restored("classification"),
+        measurements={name: table[name].to_numpy() for name in measurement_names(table)},
+        ids=table.index.tolist(),
+        name=restored("name"),
+        locked=table["locked"].tolist(),
+        color=restored("color"),
+        parent_id=restored("parent_id"),
+        plane=restored("plane", lambda text: tuple(json.loads(text))),
+        metadata=restored("metadata", json.loads),
+    )

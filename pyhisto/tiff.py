@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import threading
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -17,6 +18,9 @@ __all__ = ["TiffReader"]
 
 _UM_PER_UNIT = {"µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _UM_PER_RESOLUTION_UNIT = {2: 25400.0, 3: 10000.0}
+_RGB, _YCBCR, _MINISBLACK = 2, 6, 1
+_DECODED_TO_RGB = {6, 7, 33003, 33004, 33005, 34712}
+"""Compressions (JPEG, JPEG 2000) whose decoders turn YCbCr into RGB."""
 
 
 class TiffReader:
@@ -41,13 +45,16 @@ class TiffReader:
 
         try:
             self._file = tifffile.TiffFile(path)
-        except (tifffile.TiffFileError, ValueError, OSError) as error:
+        except (tifffile.TiffFileError, ValueError, OSError, struct.error) as error:
             raise UnsupportedSlideError(f"tifffile: {error}") from error
         try:
             self._levels = [_Level(level, path.name) for level in self._file.series[0].levels]
         except UnsupportedSlideError:
             self._file.close()
             raise
+        except (tifffile.TiffFileError, ValueError, OSError, IndexError, KeyError, struct.error) as error:
+            self._file.close()
+            raise UnsupportedSlideError(f"tifffile: {path.name} has no readable image ({error})") from error
         self._path = path
         self._lock = threading.Lock()
         self.level_dimensions = tuple((level.width, level.height) for level in self._levels)
@@ -81,8 +88,14 @@ class _Level:
         samples = shape[2] if axes == "YXS" else shape[0]
         if samples not in {3, 4}:
             raise UnsupportedSlideError(f"tifffile: {name} has {samples} channels")
+        photometric = int(series.keyframe.photometric)
+        fine = {_MINISBLACK} if axes == "CYX" else {_RGB}
+        if photometric not in fine | ({_YCBCR} if int(series.keyframe.compression) in _DECODED_TO_RGB else set()):
+            raise UnsupportedSlideError(f"tifffile: {name} has colours of the kind {series.keyframe.photometric.name}")
         self.height, self.width = (shape[0], shape[1]) if axes == "YXS" else (shape[1], shape[2])
         self._pages = list(series.pages)[:3] if axes == "CYX" else [series.keyframe]
+        if axes == "CYX" and (len(self._pages) < 3 or None in self._pages):
+            raise UnsupportedSlideError(f"tifffile: {name} keeps its channels behind {len(self._pages)} page")
         self._keyframe = series.keyframe
         if not _decodable(self._keyframe):
             raise UnsupportedSlideError(f"tifffile: compression {int(self._keyframe.compression)} cannot be decoded")
@@ -102,8 +115,8 @@ class _Level:
             if count == 0:
                 data, where = None, _position(self._keyframe, index)
             else:
-                self._keyframe.parent.filehandle.seek(offset)
-                encoded = self._keyframe.parent.filehandle.read(count)
+                page.parent.filehandle.seek(offset)
+                encoded = page.parent.filehandle.read(count)
                 tables = page.jpegtables if self._keyframe.compression == 7 else None
                 data, where, _ = self._keyframe.decode(encoded, index, jpegtables=tables)
             plane, row, column = where[0], where[2], where[3]

@@ -105,9 +105,9 @@ class TileGrid:
     def tile(self, row: int, column: int) -> Tile:
         """Return the tile at a grid position."""
         across, down = self.downsample
-        left = self.bounds[0] + column * self.core_size * across
-        top = self.bounds[1] + row * self.core_size * down
-        core = (left, top, left + self.core_size * across, top + self.core_size * down)
+        left, right = (self.bounds[0] + i * self.core_size * across for i in (column, column + 1))
+        top, bottom = (self.bounds[1] + i * self.core_size * down for i in (row, row + 1))
+        core = (left, top, right, bottom)
         return Tile(column, row, left - self.overlap * across, top - self.overlap * down, core)
 
     def tiles(self, region: Any | None = None) -> Iterator[Tile]:

@@ -132,8 +132,10 @@ def pen_mask(density: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     green_ink = strong & (green < 0.65 * red) & (green < 0.65 * np.maximum(blue, 0.4 * red))
     red_ink = strong & (red < 0.06 * green)
     spread = smooth.max(axis=2) - smooth.min(axis=2)
-    grey = (smooth.min(axis=2) > 0.3) & (spread < 0.3 * smooth.mean(axis=2))
-    black = ndi.binary_opening(grey, iterations=2)
+    grey = spread < 0.3 * smooth.mean(axis=2)
+    core = ndi.binary_opening(grey & (smooth.min(axis=2) > 0.35), iterations=1)
+    core = remove_small_objects(core, max_size=30)
+    black = ndi.binary_propagation(core, mask=grey & (smooth.min(axis=2) > 0.3))
     ink = ndi.binary_opening(blue_ink | green_ink | red_ink, iterations=1) | black
     ink = remove_small_objects(ink, max_size=30)
     return np.asarray(ndi.binary_dilation(ink, iterations=2))

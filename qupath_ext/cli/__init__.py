@@ -1,0 +1,74 @@
+"""The command line ``qupath-ext``: parses, calls, reports. Commands load what they need when they run."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from typing import NoReturn
+
+import click
+
+import qupath_ext
+
+__all__ = ["Cli", "main"]
+
+COMMANDS = {"demo": "qupath_ext.cli.demo:demo", "ki67": "qupath_ext.cli.ki67:ki67"}
+"""Name of each command to ``module:function``."""
+
+BAD_INPUT = 2
+
+
+class Cli(click.Group):
+    """A group whose commands are imported when they are needed, and whose expected errors are one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        del ctx
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module, function = COMMANDS[cmd_name].split(":")
+        command: click.Command = getattr(importlib.import_module(module), function)
+        return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; an error that a user can act on becomes one line and exit code 2."""
+        from pyhisto.errors import PyhistoError
+
+        try:
+            return super().invoke(ctx)
+        except PyhistoError as error:
+            _fail(str(error))
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            _fail(_explain(error))
+        except KeyboardInterrupt:
+            click.echo("qupath-ext: interrupted; run the same command again to go on", err=True)
+            sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"qupath-ext: {message}", err=True)
+    sys.exit(BAD_INPUT)
+
+
+def _explain(error: OSError) -> str:
+    """Say in one line which file could not be used, and what helps."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return f"the disk is full{where}; free some space and run the same command again"
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return f"no permission{where}; choose a folder that you may write to"
+    return " ".join(f"{error.strerror or error}{where}".split())
+
+
+@click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(qupath_ext.__version__, prog_name="qupath-ext")
+def main() -> None:
+    """Deep learning for QuPath projects. Research use only."""

@@ -1,0 +1,271 @@
+"""``qupath-ext ki67``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from qupath_ext.project import create_project, open_project
+
+if TYPE_CHECKING:
+    from pyhisto.bundle import Bundle
+    from pyhisto.errors import PyhistoError
+    from qupath_ext.project import ImageEntry, Project
+    from qupath_ext.workflows.ki67 import ImageResult, Ki67Settings
+
+__all__ = ["ki67"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DETECTION_OPTIONS: dict[str, tuple[Any, str]] = {
+    "detection_image": (
+        click.Choice(["Hematoxylin OD", "Optical density sum"]),
+        "Image in which nuclei are looked for.",
+    ),
+    "requested_pixel_size_um": (float, "Resolution of the detection, µm/px."),
+    "background_radius_um": (float, "Radius of the background, µm; 0 for none."),
+    "median_radius_um": (float, "Radius of the median filter, µm."),
+    "sigma_um": (float, "Sigma of the blur, µm."),
+    "min_area_um2": (float, "Least area of a nucleus, µm²."),
+    "max_area_um2": (float, "Largest area of a nucleus, µm²."),
+    "threshold": (float, "Intensity threshold of the detection, OD."),
+    "max_background": (float, "Largest background intensity, OD."),
+    "cell_expansion_um": (float, "Growth of a nucleus to its cell, µm; 0 gives nuclei only. Also for --cells."),
+    "dab_threshold": (float, "Nucleus DAB OD mean from which a cell is positive."),
+}
+"""QuPath's parameters of the classical detector that are options, with their help."""
+
+
+def detection_options(command: F) -> F:
+    """Add an option for each of :data:`DETECTION_OPTIONS`; those not given are None."""
+    for name, (kind, text) in reversed(DETECTION_OPTIONS.items()):
+        command = click.option(f"--{name.replace('_', '-')}", name, type=kind, default=None, help=text)(command)
+    return command
+
+
+@click.command()
+@click.argument("target", metavar="SLIDE_OR_PROJECT", type=click.Path(path_type=Path))
+@click.option("--tumour", type=click.Path(path_type=Path), default=None, help="Model bundle that segments tumour.")
+@click.option("--cells", type=click.Path(path_type=Path), default=None, help="Model bundle that finds the cells.")
+@click.option("--classical", is_flag=True, help="Find the cells without a model, as QuPath's cell detection does.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder of the new project, for a slide; default: <slide>-ki67 in the current folder.",
+)
+@click.option("--image", "images", multiple=True, help="Name or id of an image of the project; may be repeated.")
+@click.option(
+    "--region",
+    type=click.Choice(["auto", "tumour", "tissue", "image"]),
+    default="auto",
+    show_default=True,
+    help="Where to look without --tumour: annotations of the class Tumor, tissue, or all; auto: the first there is.",
+)
+@click.option("--mpp", type=float, default=None, help="Pixel size in µm, where the slide has none or a wrong one.")
+@click.option(
+    "--stains",
+    type=click.Choice(["auto", "project", "default"]),
+    default="auto",
+    show_default=True,
+    help="Stain vectors: estimated unless adjusted in QuPath, as in the project, or QuPath's default H-DAB.",
+)
+@click.option(
+    "--auto/--no-auto",
+    "automatic",
+    default=None,
+    help="Derive the classical thresholds from each slide [default: unless --threshold or --dab-threshold is given].",
+)
+@detection_options
+@click.option("--device", default="cpu", show_default=True, help="Where networks run: cpu, cuda or mps.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def ki67(target: Path, as_json: bool, **options: Any) -> None:
+    """Score Ki-67 on a slide, or on the images of a QuPath project.
+
+    Tumour annotations and cells classed Tumor: Positive and Tumor: Negative go into the project (for a slide: a new
+    one). Nothing that a person drew is changed. Close the image in QuPath first, and use File > Reload data afterwards.
+    """
+    from qupath_ext.cli.progress import StageProgress
+
+    _check_options(target, options)
+    tumour = _bundle(options["tumour"], "tumour_segmentation", options["device"])
+    cells = _bundle(options["cells"], "cell_detection", options["device"])
+    with StageProgress(enabled=sys.stderr.isatty() or not as_json) as progress:
+        job = _Job(_settings(options), tumour, cells, options["dry_run"], progress)
+        project: Project | None
+        if _is_project(target):
+            project = open_project(target)
+            wanted = [project.entry(name) for name in options["images"]] or project.entries
+            results, failures = job.run(project, wanted)
+        else:
+            folder = (options["output"] or Path(f"{target.stem}-ki67")).resolve()
+            project, results = _score_slide(target.resolve(), folder, options["mpp"], job)
+            failures = []
+    if project is not None and not job.dry_run:
+        _write_report(project, results, job)
+    _print(results, failures, project, as_json)
+    if failures:
+        sys.exit(1)
+
+
+def _is_project(target: Path) -> bool:
+    return target.is_dir() or target.suffix.lower() == ".qpproj"
+
+
+def _check_options(target: Path, options: dict[str, Any]) -> None:
+    """Refuse options that contradict each other, before anything is read."""
+    if options["classical"] == (options["cells"] is not None):
+        raise click.UsageError("Give either --cells BUNDLE or --classical.")
+    if _is_project(target) and options["output"] is not None:
+        raise click.UsageError("--output is for a slide; the results of a project go into that project.")
+    if not _is_project(target) and options["images"]:
+        raise click.UsageError("--image is for a project; SLIDE_OR_PROJECT is a slide.")
+
+
+def _settings(options: dict[str, Any]) -> Ki67Settings:
+    from pyhisto.nuclei import CellDetectionSettings
+    from qupath_ext.workflows.ki67 import Ki67Settings
+
+    given = {name: options[name] for name in DETECTION_OPTIONS if options[name] is not None}
+    automatic = options["automatic"]
+    if automatic is None:
+        automatic = not {"threshold", "dab_threshold"} & set(given)
+    return Ki67Settings(
+        region=options["region"],
+        stains=options["stains"],
+        automatic=automatic,
+        detection=CellDetectionSettings(**given),
+        mpp=options["mpp"],
+    )
+
+
+def _bundle(path: Path | None, kind: str, device: str) -> Bundle | None:
+    if path is None:
+        return None
+    from pyhisto.bundle import load_bundle
+
+    return load_bundle(path, kind=kind, device=device)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that scoring needs beside the images."""
+
+    settings: Ki67Settings
+    tumour: Bundle | None
+    cells: Bundle | None
+    dry_run: bool
+    progress: Callable[[str, int, int], None]
+
+    def run(
+        self, project: Project, entries: Sequence[ImageEntry]
+    ) -> tuple[list[ImageResult], list[tuple[ImageEntry, PyhistoError]]]:
+        """Score images; return the results and the images that failed, with the reason."""
+        from qupath_ext.workflows.ki67 import ImageResult, annotate_project
+
+        results: list[ImageResult] = []
+        failures = []
+        outcomes = annotate_project(
+            project,
+            entries,
+            self.settings,
+            tumour=self.tumour,
+            cells=self.cells,
+            dry_run=self.dry_run,
+            progress=self.progress,
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, ImageResult):
+                results.append(outcome)
+            else:
+                failures.append(outcome)
+        return results, failures
+
+
+def _score_slide(path: Path, folder: Path, mpp: float | None, job: _Job) -> tuple[Project | None, list[ImageResult]]:
+    """Make a project for a slide and score it; if that fails, the project is taken away again."""
+    from pyhisto.slide import Slide
+    from qupath_ext.workflows.ki67 import analyse_slide
+
+    with Slide(path, mpp=mpp) as slide:
+        slide.read_region(0, 0, 1, 1, mpp=slide.mean_mpp)
+        if job.dry_run:
+            result = analyse_slide(slide, job.settings, tumour=job.tumour, cells=job.cells, progress=job.progress)
+            return None, [result]
+    existed = folder.exists()
+    project = create_project(folder)
+    try:
+        entry = project.add_image(path, mpp=mpp)
+        results, failures = job.run(project, [entry])
+        if failures:
+            raise failures[0][1]
+    except BaseException:
+        _empty(folder)
+        if not existed:
+            folder.rmdir()
+        raise
+    return project, results
+
+
+def _empty(folder: Path) -> None:
+    """Remove everything inside a folder that was empty, or not there, before this command."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _write_report(project: Project, results: list[ImageResult], job: _Job) -> None:
+    """Write the report into the project's own ``qupath_ext`` folder."""
+    from qupath_ext.workflows.reporting import write_ki67_report
+
+    bundles = [bundle for bundle in (job.tumour, job.cells) if bundle is not None]
+    models = {f"{bundle.spec.kind} ({bundle.spec.architecture})": bundle.sha256 for bundle in bundles}
+    if job.cells is None:
+        models["cells"] = "classical detector"
+    folder = project.path.parent / "qupath_ext"
+    folder.mkdir(exist_ok=True)
+    write_ki67_report(folder, project, results, title="Ki-67", models=models)
+
+
+def _print(
+    results: list[ImageResult],
+    failures: list[tuple[ImageEntry, PyhistoError]],
+    project: Project | None,
+    as_json: bool,
+) -> None:
+    """Print the results as text or as one JSON object."""
+    if as_json:
+        document = {
+            "project": str(project.path) if project else None,
+            "images": [result.summary() for result in results],
+            "failed": [{"image": entry.name, "error": str(error)} for entry, error in failures],
+        }
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    for result in results:
+        index = result.index
+        click.echo(
+            f"{result.name}: Ki-67 {index.percent:.1f} % (95 % interval {index.low:.1f} to {index.high:.1f} %), "
+            f"{index.total} cells, {index.positive} positive, in {result.region_area_mm2:.2f} mm²"
+        )
+        if result.replaced or result.kept:
+            click.echo(
+                f"  {result.replaced} objects of earlier runs replaced, {result.kept} kept as a person left them"
+            )
+        for note in result.notes:
+            click.echo(f"  note: {note}")
+    for entry, error in failures:
+        click.echo(f"{entry.name}: failed: {error}", err=True)
+    if project is not None:
+        click.echo(f"open in QuPath: {project.path}")

@@ -1,0 +1,424 @@
+"""Ki-67: the share of positive tumour cells, from a slide to a QuPath project.
+
+Tumour is segmented (or taken from the annotations), cells are looked for inside it only, and tumour annotations and
+cells go into the project under the promises of :mod:`qupath_ext.runs`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+
+from pyhisto.bundle import Bundle
+from pyhisto.errors import PyhistoError
+from pyhisto.inference import predict_tumour
+from pyhisto.labels import clean_polygon
+from pyhisto.metrics import Index, ki67_index
+from pyhisto.nuclei import CellDetectionSettings, auto_settings, detect_cells
+from pyhisto.nuclei.network import predict_cells
+from pyhisto.objects import concat_objects, empty_objects, make_objects
+from pyhisto.slide import Slide
+from pyhisto.stain import H_DAB, StainVectors
+from pyhisto.tissue import detect_tissue
+from qupath_ext.errors import ProjectError
+from qupath_ext.frames import is_default_stains, open_slide, to_entry_frame, to_slide_frame, to_stain_vectors
+from qupath_ext.project import ImageEntry, Project, pack_rgb
+from qupath_ext.runs import Run, earlier_objects, start_run, untouched
+
+__all__ = ["CLASSES", "ImageResult", "Ki67Settings", "analyse_slide", "annotate_project", "region_to_search"]
+
+ANALYSIS = "ki67"
+
+CLASSES = {
+    "Tumor": pack_rgb(200, 0, 0),
+    "Tumor: Positive": pack_rgb(200, 50, 50),
+    "Tumor: Negative": pack_rgb(90, 90, 180),
+    "Positive": pack_rgb(200, 50, 50),
+    "Negative": pack_rgb(90, 90, 180),
+    "Tissue": pack_rgb(128, 128, 128),
+}
+"""Classes that this analysis uses, with QuPath's colours."""
+
+FIELD_UM = 250.0
+"""Side of the fields that the interval of the index is resampled over."""
+
+TISSUE_MARGIN_UM = 50.0
+"""How far around the tissue is looked for cells, so that none at its edge is cut off."""
+
+IGNORE_CLASS = "Ignore*"
+"""QuPath's class for areas that are not to be looked at."""
+
+StainSource = Literal["auto", "project", "default"]
+RegionSource = Literal["auto", "tumour", "tissue", "image"]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Ki67Settings:
+    """Settings of the analysis.
+
+    Attributes
+    ----------
+    region
+        Where cells are looked for without a tumour model: ``"tumour"`` in annotations of `tumour_class`, ``"tissue"``
+        in the tissue, ``"image"`` in the whole image; ``"auto"`` in the first if there are any, else in the second.
+    tumour_class
+        Class of tumour annotations.
+    stains
+        ``"project"`` takes those of the project, ``"default"`` QuPath's default H-DAB, ``"auto"`` those of the project
+        if a person adjusted them, else estimates them from the slide.
+    automatic
+        Derive the thresholds of the classical detector from each slide; else `detection` is taken as it is.
+    detection
+        Settings of the classical detector; of the networks only ``cell_expansion_um`` is used.
+    mpp
+        Pixel size in µm that overrides the project's and the file's.
+    """
+
+    region: RegionSource = "auto"
+    tumour_class: str = "Tumor"
+    stains: StainSource = "auto"
+    automatic: bool = True
+    detection: CellDetectionSettings = field(default_factory=CellDetectionSettings)
+    mpp: float | None = None
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """What was found on an image.
+
+    Attributes
+    ----------
+    name, entry_id
+        Of the image.
+    objects
+        New path objects, level-0 px of the slide; the cells name their parent annotation.
+    index
+        The Ki-67 index with its interval.
+    region_area_mm2
+        Area that was searched for cells.
+    settings, notes
+        What was derived from the slide, and what deserves a look.
+    seconds
+        Time taken.
+    kept, replaced
+        Objects of earlier runs that a person changed and that stay; objects that were replaced.
+    """
+
+    name: str
+    entry_id: str
+    objects: gpd.GeoDataFrame
+    index: Index
+    region_area_mm2: float
+    settings: dict[str, Any]
+    notes: tuple[str, ...]
+    seconds: float
+    kept: int = 0
+    replaced: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """Return the result as JSON types."""
+        index = self.index
+        density = index.total / self.region_area_mm2 if self.region_area_mm2 else None
+        return {
+            "image": self.name,
+            "entry_id": self.entry_id,
+            "cells": index.total,
+            "positive": index.positive,
+            "negative": index.total - index.positive,
+            "ki67_percent": _number(index.percent),
+            "interval_95_percent": [_number(index.low), _number(index.high)],
+            "interval_method": index.method,
+            "region_area_mm2": round(self.region_area_mm2, 6),
+            "cells_per_mm2": None if density is None else round(density, 2),
+            "annotations": int((self.objects["object_type"] == "annotation").sum()),
+            "kept_by_person": self.kept,
+            "replaced": self.replaced,
+            "settings": self.settings,
+            "notes": list(self.notes),
+            "seconds": round(self.seconds, 2),
+        }
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 4)
+
+
+def annotate_project(
+    project: Project,
+    entries: Sequence[ImageEntry],
+    settings: Ki67Settings,
+    *,
+    tumour: Bundle | None = None,
+    cells: Bundle | None = None,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Iterator[ImageResult | tuple[ImageEntry, PyhistoError]]:
+    """Analyse images of a project one after the other, and write each result before the next begins.
+
+    Parameters
+    ----------
+    project, entries
+        The project and those of its images that are wanted.
+    settings
+        See :class:`Ki67Settings`.
+    tumour
+        Model of the kind ``tumour_segmentation``; without one `settings.region` says where to look.
+    cells
+        Model of the kind ``cell_detection``; without one the classical detector is used.
+    dry_run
+        Write nothing.
+    progress
+        Called with the stage, the number of windows done and the number in all.
+
+    Yields
+    ------
+    ImageResult or (ImageEntry, PyhistoError)
+        The result of each image, or why it has none. Images that an interrupted run of the same settings finished are
+        left out.
+    """
+    models = {bundle.spec.kind: bundle.sha256 for bundle in (tumour, cells) if bundle is not None}
+    run = None if dry_run else start_run(project, ANALYSIS, asdict(settings), models)
+    failed = False
+    for entry in entries:
+        if run is not None and run.is_done(entry.id):
+            continue
+        try:
+            result = _annotate(project, entry, settings, tumour, cells, run, progress)
+        except PyhistoError as error:
+            failed = True
+            if run is not None:
+                run.fail_image(entry.id, ANALYSIS, str(error))
+            yield entry, error
+        else:
+            yield result
+    if run is not None and not failed:
+        run.finish()
+
+
+def _annotate(
+    project: Project,
+    entry: ImageEntry,
+    settings: Ki67Settings,
+    tumour: Bundle | None,
+    cells: Bundle | None,
+    run: Run | None,
+    progress: Progress | None,
+) -> ImageResult:
+    """Analyse one image and write the result, replacing what earlier runs wrote and nobody changed."""
+    present = entry.read_objects()
+    written = earlier_objects(project, ANALYSIS, entry.id)
+    replaceable = [] if written is None else untouched(written, present)
+    kept = 0 if written is None else len(written.index.intersection(present.index)) - len(replaceable)
+    drawn = to_slide_frame(present.drop(index=replaceable), entry)
+    with open_slide(entry, settings.mpp) as slide:
+        stains = _project_stains(entry, settings.stains)
+        result = analyse_slide(
+            slide, settings, stains=stains, drawn=drawn, tumour=tumour, cells=cells, progress=progress
+        )
+    objects = to_entry_frame(result.objects, entry)
+    result = ImageResult(
+        **{**result.__dict__, "name": entry.name, "entry_id": entry.id, "kept": kept, "replaced": len(replaceable)}
+    )
+    if run is None:
+        return result
+    used = {name: CLASSES.get(name) for name in objects["classification"].dropna().unique()}
+    project.add_classes(used)
+    run.plan(entry.id, objects)
+    parents = set(objects["parent_id"].dropna()) - set(objects.index)
+    entry.write_objects(add=objects, remove=replaceable, lock=sorted(parents))
+    run.finish_image(entry.id, result.summary())
+    return result
+
+
+def _project_stains(entry: ImageEntry, source: StainSource) -> StainVectors | None:
+    """Return the stains that the project or the option gives; None if they are to be estimated."""
+    if source == "default":
+        return H_DAB
+    if source == "project" and entry.stains is None:
+        raise ProjectError(
+            f"image {entry.name!r} has no stains",
+            remedy="set its type to Brightfield (H-DAB) in QuPath, or --stains auto",
+        )
+    if entry.stains is not None and (source == "project" or not is_default_stains(entry.stains)):
+        return to_stain_vectors(entry.stains)
+    return None
+
+
+def analyse_slide(
+    slide: Slide,
+    settings: Ki67Settings,
+    *,
+    stains: StainVectors | None = None,
+    drawn: gpd.GeoDataFrame | None = None,
+    tumour: Bundle | None = None,
+    cells: Bundle | None = None,
+    progress: Progress | None = None,
+) -> ImageResult:
+    """Find tumour and cells on a slide; nothing is written.
+
+    Parameters
+    ----------
+    slide
+        An open slide with a pixel size.
+    settings
+        See :class:`Ki67Settings`.
+    stains
+        Stain vectors and white; estimated from the slide if None.
+    drawn
+        Path-object table of what is annotated already, level-0 px.
+    tumour, cells, progress
+        As in :func:`annotate_project`.
+
+    Returns
+    -------
+    ImageResult
+        Its objects are level-0 px of the slide.
+    """
+    begin = time.perf_counter()
+
+    def report(stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(stage, done, total) if progress is not None else None
+
+    drawn = empty_objects() if drawn is None else drawn
+    new, parents = _parents(slide, settings, drawn, tumour, report("tumour"))
+    region = _without_ignored(parents, drawn)
+    automatic = auto_settings(slide, base=settings.detection, region=None if region.is_empty else region)
+    stains = stains or automatic.stains
+    detection = automatic.settings if settings.automatic else settings.detection
+    base_class = settings.tumour_class if _is_tumour(parents, settings) else None
+    if region.is_empty:
+        found = empty_objects()
+    elif cells is not None:
+        expansion = settings.detection.cell_expansion_um
+        found = predict_cells(
+            slide, cells, stains=stains, region=region, cell_expansion_um=expansion, progress=report("cells")
+        )
+    else:
+        found = detect_cells(
+            slide, detection, stains=stains, region=region, base_class=base_class, progress=report("cells")
+        )
+    found = _with_parents(found, parents)
+    return ImageResult(
+        name=slide.path.name,
+        entry_id="",
+        objects=concat_objects([new, found]),
+        index=_index(found, slide),
+        region_area_mm2=float(region.area * slide.mpp[0] * slide.mpp[1] / 1e6),
+        settings=_described(slide, settings, detection, stains, cells, automatic.measured),
+        notes=automatic.notes if settings.automatic or settings.stains == "auto" else (),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _parents(
+    slide: Slide,
+    settings: Ki67Settings,
+    drawn: gpd.GeoDataFrame,
+    tumour: Bundle | None,
+    progress: Callable[[int, int], None],
+) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
+    """Return (new annotations, annotations that get the cells); the latter may have been drawn by a person."""
+    if tumour is not None:
+        tissue = region_to_search(slide, "tissue", drawn, settings)
+        outline = shapely.union_all(tissue.geometry.to_numpy()) if len(tissue) else shapely.Polygon()
+        new = predict_tumour(slide, tumour, outline, progress=progress)
+        new["locked"] = True
+        return new, new
+    areas = region_to_search(slide, settings.region, drawn, settings)
+    existing = areas.index.isin(drawn.index)
+    new = areas[~existing].copy()
+    new["locked"] = True
+    return new, areas
+
+
+def region_to_search(
+    slide: Slide, source: RegionSource, drawn: gpd.GeoDataFrame, settings: Ki67Settings
+) -> gpd.GeoDataFrame:
+    """Return the annotations inside which to look, level-0 px: drawn ones, or new ones around tissue or image.
+
+    Raises
+    ------
+    ProjectError
+        If tumour annotations are asked for and there are none.
+    """
+    is_area = shapely.get_dimensions(drawn.geometry.to_numpy()) == 2
+    mine = (drawn["object_type"] == "annotation") & (drawn["classification"] == settings.tumour_class) & is_area
+    if source == "tumour" or (source == "auto" and mine.any()):
+        if not mine.any():
+            raise ProjectError(
+                f"{slide.path.name}: no annotation of the class {settings.tumour_class!r}",
+                remedy="draw one in QuPath, give a tumour model with --tumour, or use --region tissue",
+            )
+        return drawn[mine]
+    width, height = slide.dimensions
+    image = shapely.box(0, 0, width, height)
+    if source == "image":
+        return make_objects([image], object_type="annotation")
+    tissue = detect_tissue(slide)
+    if len(tissue) == 0:
+        return empty_objects()
+    margin = TISSUE_MARGIN_UM / slide.mean_mpp
+    wide = shapely.union_all(shapely.buffer(tissue.geometry.to_numpy(), margin)).intersection(image)
+    return make_objects(clean_polygon(wide), object_type="annotation", classification="Tissue")
+
+
+def _without_ignored(parents: gpd.GeoDataFrame, drawn: gpd.GeoDataFrame) -> Any:
+    """Return where cells are looked for: the annotations without what a person marked as ``Ignore*``."""
+    if len(parents) == 0:
+        return shapely.Polygon()
+    is_area = shapely.get_dimensions(drawn.geometry.to_numpy()) == 2
+    ignored = drawn[(drawn["classification"] == IGNORE_CLASS).to_numpy() & is_area]
+    region = shapely.union_all(parents.geometry.to_numpy())
+    return shapely.difference(region, shapely.union_all(ignored.geometry.to_numpy())) if len(ignored) else region
+
+
+def _is_tumour(parents: gpd.GeoDataFrame, settings: Ki67Settings) -> bool:
+    return bool(len(parents)) and bool((parents["classification"] == settings.tumour_class).all())
+
+
+def _with_parents(cells: gpd.GeoDataFrame, parents: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Give each cell the annotation in which the centroid of its nucleus lies, the nearest one at a border."""
+    if len(cells) == 0 or len(parents) == 0:
+        return cells
+    nuclei = cells["nucleus"].where(cells["nucleus"].notna(), cells["geometry"]).to_numpy()
+    centres = shapely.centroid(nuclei)
+    which = shapely.STRtree(parents.geometry.to_numpy()).nearest(centres)
+    out = cells.copy()
+    out["parent_id"] = pd.Series(parents.index.to_numpy()[which], index=cells.index, dtype=object)
+    return out
+
+
+def _index(cells: gpd.GeoDataFrame, slide: Slide) -> Index:
+    """Return the index of classified cells; fields are squares of :data:`FIELD_UM`."""
+    centres = shapely.get_coordinates(shapely.centroid(cells.geometry.to_numpy())) * slide.mpp
+    positive = cells["classification"].astype(str).str.endswith("Positive").to_numpy(dtype=bool)
+    return ki67_index(centres.reshape(-1, 2), positive, block=FIELD_UM)
+
+
+def _described(
+    slide: Slide,
+    settings: Ki67Settings,
+    detection: CellDetectionSettings,
+    stains: StainVectors,
+    cells: Bundle | None,
+    measured: dict[str, float],
+) -> dict[str, Any]:
+    """Return what was used on a slide, as JSON types."""
+    described: dict[str, Any] = {
+        "mpp": list(slide.mpp),
+        "stains": {name: list(vector) for name, vector in zip(stains.names, stains.vectors, strict=True)},
+        "background": list(stains.background),
+        "region": settings.region,
+    }
+    if cells is None:
+        described["detection"] = asdict(detection)
+        described["measured"] = measured
+    return described
