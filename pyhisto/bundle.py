@@ -16,6 +16,8 @@ import hashlib
 import json
 import shutil
 import uuid
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -120,9 +122,7 @@ class ModelSpec:
         if unknown:
             raise BundleError(f"model description with unknown key {unknown[0]!r}", expected=", ".join(sorted(known)))
         try:
-            classes = tuple(
-                ModelClass(c["name"], c.get("classification"), _rgb(c.get("color"))) for c in data["classes"]
-            )
+            classes = tuple(ModelClass(**{**c, "color": _rgb(c.get("color"))}) for c in data["classes"])
             listed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
             listed["classes"] = classes
             spec = cls(**listed)
@@ -333,7 +333,7 @@ def _check_golden(bundle: Bundle) -> None:
     try:
         with np.load(path) as golden:
             tile, expected = golden["tile"], golden["probabilities"].astype(np.float32)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError(f"{path} is missing or damaged ({error})", remedy="copy the bundle again") from error
     found = bundle.predict(tile[np.newaxis])[0]
     if found.shape != expected.shape or not float(np.abs(found - expected).max()) <= GOLDEN_TOLERANCE:

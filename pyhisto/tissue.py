@@ -42,7 +42,7 @@ class TissueSettings:
 
     mpp: float = 8.0
     max_side: int = 4096
-    sigma_um: float = 16.0
+    sigma_um: float = 8.0
     threshold: float | None = None
     threshold_range: tuple[float, float] = (0.03, 0.06)
     min_area_um2: float = 20_000.0
@@ -94,7 +94,7 @@ def tissue_mask(rgb: npt.NDArray[np.uint8], mpp: float, settings: TissueSettings
     white = glass_white(rgb)
     density = np.log10(white / np.clip(rgb.astype(np.float32), 1, None)).clip(0, None)
     pen = pen_mask(density)
-    mean = ndi.gaussian_filter(np.where(pen, 0.0, density.mean(axis=2)), settings.sigma_um / mpp / 2)
+    mean = ndi.gaussian_filter(np.where(pen, 0.0, density.mean(axis=2)), settings.sigma_um / mpp)
     threshold = settings.threshold
     if threshold is None:
         otsu = float(skimage.filters.threshold_otsu(mean)) if np.ptp(mean) > 0 else settings.threshold_range[1]

@@ -12,7 +12,7 @@ import shapely
 
 from pyhisto.dataset.augment import Augmentation, augment
 from pyhisto.dataset.tasks import IGNORED, Task, TrainingImage, Window, is_area
-from pyhisto.errors import TrainingError
+from pyhisto.errors import ConfigError, TrainingError
 from pyhisto.slide import Slide
 
 __all__ = ["PatchDataset"]
@@ -47,6 +47,8 @@ class PatchDataset:
     ------
     TrainingError
         If no image has an annotation of a class that is needed.
+    ConfigError
+        If a weight names a class that the task does not have.
     """
 
     def __init__(
@@ -71,6 +73,9 @@ class PatchDataset:
         self._slides: dict[int, Slide] = {}
         self._anchors = self._collect()
         weights = weights or {}
+        unknown = sorted(set(weights) - set(self._anchors))
+        if unknown:
+            raise ConfigError(f"weight for {unknown[0]!r}", expected=f"one of {', '.join(self._anchors)}")
         share = np.array([weights.get(name, 1.0) for name in self._anchors])
         self._share = share / share.sum()
 
@@ -96,7 +101,7 @@ class PatchDataset:
         """Return all that decides which patches come, as JSON types; annotations by their checksum."""
         shapes = hashlib.sha256()
         for image in self.images:
-            shapes.update(str(image.path.name).encode())
+            shapes.update(f"{image.path.name} {image.mpp} {image.crop_to_bounds}".encode())
             rows = zip(shapely.to_wkb(image.objects.geometry.to_numpy()), image.objects["classification"], strict=True)
             for shape, classification in rows:
                 shapes.update(shape)

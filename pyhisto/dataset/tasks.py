@@ -5,7 +5,7 @@ What an annotation says (QuPath's habits):
 * a polygon of a class says that everything inside is of that class; where polygons overlap, the later one wins;
 * a point annotation of a class says that a nucleus of that class has its centre there;
 * inside a polygon of the class ``Training`` everything counts as labelled: what nobody marked there is background;
-* a class that ends in an asterisk (``Ignore*``, ``Region*``) labels nothing, and hides what lies under it;
+* a class that ends in an asterisk (``Ignore*``, ``Region*``) labels nothing, and hides all that it covers;
 * all the rest of the slide is not labelled and does not count.
 """
 
@@ -27,6 +27,9 @@ __all__ = ["IGNORED", "CellTask", "Task", "TrainingImage", "TumourTask", "Window
 
 IGNORED = 255
 """Label of pixels that the loss leaves out."""
+
+HIDDEN = 254
+"""Label, while points are drawn, of what lies under an ``Ignore*``."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,11 @@ def _annotations(image: TrainingImage) -> gpd.GeoDataFrame:
     return objects[(objects["object_type"] == "annotation") & objects["classification"].notna()]
 
 
+def _is_of(classification: str, base: str) -> bool:
+    """Return whether a class is `base` or derived from it, as ``Tumor: Positive`` is from ``Tumor``."""
+    return classification == base or classification.startswith(f"{base}:")
+
+
 def is_area(geometry: Any) -> bool:
     """Return whether a geometry is a polygon or several."""
     return bool(shapely.get_dimensions(geometry) == 2)
@@ -96,7 +104,7 @@ class TumourTask:
     Attributes
     ----------
     tumour
-        Class of the tumour polygons; polygons of any other class are background.
+        Class of the tumour polygons, with those derived from it; polygons of any other class are background.
     training
         Class of polygons inside which everything counts as labelled.
     """
@@ -114,7 +122,8 @@ class TumourTask:
         areas = _annotations(image)
         areas = areas[[is_area(g) for g in areas.geometry]]
         first = areas["classification"] == self.training
-        ordered = [*areas[first].iterrows(), *areas[~first].iterrows()]
+        last = areas["classification"].astype(str).str.endswith("*")
+        ordered = [*areas[first].iterrows(), *areas[~first & ~last].iterrows(), *areas[last].iterrows()]
         values = [self._value(str(row["classification"])) for _, row in ordered]
         mask = rasterise(
             [row["geometry"] for _, row in ordered],
@@ -129,7 +138,7 @@ class TumourTask:
     def _value(self, classification: str) -> int:
         if classification.endswith("*"):
             return IGNORED
-        return int(classification == self.tumour)
+        return int(_is_of(classification, self.tumour))
 
     def anchors(self, image: TrainingImage) -> dict[str, list[Any]]:
         """Return the polygons of the tumour and those of all other labelled classes."""
@@ -137,7 +146,7 @@ class TumourTask:
         found: dict[str, list[Any]] = {self.tumour: [], "background": []}
         for classification, geometry in zip(areas["classification"], areas.geometry, strict=True):
             if is_area(geometry) and not str(classification).endswith("*"):
-                found[self.tumour if classification == self.tumour else "background"].append(geometry)
+                found[self.tumour if _is_of(str(classification), self.tumour) else "background"].append(geometry)
         return found
 
 
@@ -155,7 +164,8 @@ class CellTask:
     nucleus_radius_um, membrane_radius_um
         Radius of the disc and outer radius of the ring.
     tumour
-        Class of polygons whose inside is not labelled by them; polygons of other classes hold no tumour cell.
+        Class of polygons whose inside is not labelled by them, nor by those of derived classes; polygons of other
+        classes hold no tumour cell.
     training
         Class of polygons inside which every tumour cell has its point.
     """
@@ -174,14 +184,20 @@ class CellTask:
     def label(self, image: TrainingImage, window: Window, mpp: float) -> npt.NDArray[np.uint8]:
         """Return 0 background, 1 / 2 positive nucleus / membrane, 3 / 4 negative nucleus / membrane."""
         mask = self._areas(image, window)
+        self._draw_points(mask, image, window, mpp)
+        mask[mask == HIDDEN] = IGNORED
+        return mask
+
+    def _draw_points(self, mask: npt.NDArray[np.uint8], image: TrainingImage, window: Window, mpp: float) -> None:
+        """Draw the discs and rings into a mask, but where an ``Ignore*`` hides them."""
         points, positive = self._points(image)
         if len(points) == 0:
-            return mask
+            return
         local = (points - (window.x, window.y)) / window.scale  # patch px
         reach = self.membrane_radius_um / mpp
         near = np.all((local > -reach) & (local < window.size + reach), axis=1)
         if not near.any():
-            return mask
+            return
         local, positive = local[near], positive[near]
         rows, columns = np.mgrid[0 : window.size, 0 : window.size]
         centres = np.column_stack([columns.ravel() + 0.5, rows.ravel() + 0.5])
@@ -189,20 +205,17 @@ class CellTask:
         inside = np.isfinite(distance)
         distance, nearest = np.asarray(distance)[inside], np.asarray(nearest)[inside]
         value = np.where(positive[nearest], 1, 3) + (distance > self.nucleus_radius_um / mpp)
-        flat = mask.ravel()
-        hidden = flat[inside] == IGNORED - 1
-        flat[inside] = np.where(hidden, IGNORED - 1, value)
-        flat[flat == IGNORED - 1] = IGNORED
-        return flat.reshape(mask.shape)
+        flat = mask.reshape(-1)
+        flat[inside] = np.where(flat[inside] == HIDDEN, HIDDEN, value)
 
     def _areas(self, image: TrainingImage, window: Window) -> npt.NDArray[np.uint8]:
-        """Return 0 where an annotation says that there is no cell but the points, else ignored; 254 under Ignore*."""
+        """Return 0 where an annotation says that there is no cell but the points, else ignored; HIDDEN under Ignore*."""
         areas = _annotations(image)
         areas = areas[[is_area(g) for g in areas.geometry]]
         names = [str(name) for name in areas["classification"]]
         order = {self.training: 1}
         values = {
-            name: IGNORED if name == self.tumour else (IGNORED - 1 if name.endswith("*") else 0) for name in names
+            name: HIDDEN if name.endswith("*") else (IGNORED if _is_of(name, self.tumour) else 0) for name in names
         }
         rank = sorted(range(len(names)), key=lambda i: (names[i].endswith("*"), order.get(names[i], 0)))
         return rasterise(
@@ -234,7 +247,7 @@ class CellTask:
         background = [
             geometry
             for name, geometry in zip(areas["classification"], areas.geometry, strict=True)
-            if is_area(geometry) and name != self.tumour and not str(name).endswith("*")
+            if is_area(geometry) and not _is_of(str(name), self.tumour) and not str(name).endswith("*")
         ]
         return {
             self.positive: [shapely.Point(point) for point in points[positive]],

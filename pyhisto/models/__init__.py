@@ -35,7 +35,7 @@ def build_model(name: str, **options: Any) -> nn.Module:
     Raises
     ------
     ConfigError
-        If the name is not registered or the builder does not take an option.
+        If the name is not registered or the builder does not take an option or its value.
     """
     if name not in MODELS:
         raise ConfigError(f"unknown model {name!r}", expected=f"one of {', '.join(sorted(MODELS))}")
@@ -43,5 +43,5 @@ def build_model(name: str, **options: Any) -> nn.Module:
     build = getattr(importlib.import_module(module), function)
     try:
         return build(**options)  # type: ignore[no-any-return]
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"model {name!r} cannot be built with {options}: {error}") from error

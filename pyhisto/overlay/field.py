@@ -7,6 +7,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import shapely
 
 from pyhisto.errors import ConfigError
@@ -44,9 +45,10 @@ def densest_field(objects: gpd.GeoDataFrame, size_um: float, mpp: float | tuple[
     ConfigError
         If a size is not positive.
     """
-    sides = np.array([size_um, size_um]) / np.asarray(mpp, dtype=np.float64)
-    if not (np.isfinite(sides).all() and (sides > 0).all()):
+    pixel = np.broadcast_to(np.asarray(mpp, dtype=np.float64), (2,))
+    if not (size_um > 0 and (pixel > 0).all() and np.isfinite([size_um, *pixel]).all()):
         raise ConfigError(f"field of {size_um} µm at {mpp} µm/px", expected="positive sizes")
+    sides = size_um / pixel
     cells = objects[objects["object_type"].isin(["detection", "cell"])]
     points = shapely.get_coordinates(shapely.centroid(nucleus_or_geometry(cells)))
     last = cells["classification"].astype(object).map(lambda name: str(name).rpartition(": ")[2]).to_numpy()
@@ -58,20 +60,19 @@ def densest_field(objects: gpd.GeoDataFrame, size_um: float, mpp: float | tuple[
         return None
     step = sides / 8
     low, extent = points.min(axis=0), np.ptp(points, axis=0)
-    places = np.floor(np.maximum(extent - sides, 0) / step).astype(int) + 1
+    places = np.ceil(np.maximum(extent - sides, 0) / step).astype(int) + 1
     bins = np.floor((points - low) / step).astype(int)
     both = np.array([_window_counts(bins[positive], places), _window_counts(bins[~positive], places)])
     total = both.sum(axis=0) * np.where(both.min(axis=0) > 0, len(points) + 1, 1)
     best = np.array(np.unravel_index(np.argmax(total), total.shape))
-    x0, y0 = np.where(extent < sides, low + (extent - sides) / 2, low + best * step)
+    x0, y0 = np.where(extent < sides, low + (extent - sides) / 2, low + np.minimum(best * step, extent - sides))
     return float(x0), float(y0), float(x0 + sides[0]), float(y0 + sides[1])
 
 
 def _window_counts(bins: npt.NDArray[np.int_], places: npt.NDArray[np.int_]) -> npt.NDArray[np.int_]:
     """Count points in windows of 8 x 8 bins that begin at bin (0..places - 1): int, shape `places`."""
     grid = np.zeros(places + 8, dtype=np.int64)
-    inside = (bins < places + 7).all(axis=1)
-    np.add.at(grid, tuple(bins[inside].T + 1), 1)
+    np.add.at(grid, tuple(np.minimum(bins, places + 6).T + 1), 1)
     sums = grid.cumsum(axis=0).cumsum(axis=1)
     result: npt.NDArray[np.int_] = sums[8:, 8:] - sums[:-8, 8:] - sums[8:, :-8] + sums[:-8, :-8]
     return result
@@ -80,5 +81,5 @@ def _window_counts(bins: npt.NDArray[np.int_], places: npt.NDArray[np.int_]) -> 
 def nucleus_or_geometry(objects: gpd.GeoDataFrame) -> npt.NDArray[Any]:
     """Return the nuclei, and the geometry of objects that have none."""
     nucleus, geometry = objects["nucleus"].to_numpy(dtype=object), objects["geometry"].to_numpy()
-    result: npt.NDArray[Any] = np.where(shapely.is_missing(nucleus), geometry, nucleus)
+    result: npt.NDArray[Any] = np.where(pd.isna(nucleus), geometry, nucleus)
     return result

@@ -1,7 +1,7 @@
 """Pictures of a slide with its objects drawn on it.
 
-A point (x, y) in level-0 px lies at ((x - x0) / d, (y - y0) / d) in the picture, where d is the
-downsample and pixel (column, row) covers [column, column + 1) x [row, row + 1).
+A point (x, y) in level-0 px lies at ((x - x0) / d, (y - y0) / d) in the picture, where d is the downsample and pixel
+(column, row) covers [column, column + 1) x [row, row + 1).
 """
 
 from __future__ import annotations
@@ -226,11 +226,10 @@ def _draw_cells(canvas: npt.NDArray[np.float32], cells: gpd.GeoDataFrame, view: 
     small = width < OUTLINE_FROM_PX
     flat = np.logical_or(shapely.area(shapes) == 0, small)
     radius = float(np.clip(0.38 * width, 1.1, 4.6)) if small else 4 * view.unit
-    outer = cells["geometry"].to_numpy()
+    outer, inside = cells["geometry"].to_numpy(), cells["nucleus"].notna().to_numpy()
     for color, chosen in _color_groups(cells, palette):
         outlined, dots = chosen & ~flat, chosen & flat
-        around = outlined & (outer != shapes)
-        stroke(canvas, _segments(outer[around], view), color, 0.5 * view.unit, opacity=0.4)
+        stroke(canvas, _segments(outer[outlined & inside], view), color, 0.5 * view.unit, opacity=0.4)
         nuclei = _segments(shapes[outlined], view)
         stroke(canvas, nuclei, WHITE, 1.5 * view.unit, opacity=0.45)
         stroke(canvas, nuclei, color, 0.85 * view.unit)

@@ -43,9 +43,10 @@ def stroke(
         0 to 1.
     """
     height, width = canvas.shape[:2]
+    pieces = _in_reach(_split(_in_reach(segments, width, height, radius)), width, height, radius)
+    if len(pieces) == 0:
+        return
     alpha = np.zeros(height * width, dtype=np.float32)
-    pieces = _split(_in_reach(segments, width, height, radius))
-    pieces = _in_reach(pieces, width, height, radius)
     for begin in range(0, len(pieces), _CHUNK):
         _cover(alpha, pieces[begin : begin + _CHUNK], radius, width, height)
     touched = np.flatnonzero(alpha)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import io
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
-from pyhisto.overlay import densest_field, draw_overlay
+from pyhisto.overlay import densest_field, overlay_png
 from qupath_ext.frames import open_slide
 from qupath_ext.project import Project
 from qupath_ext.report import Ki67Report, SlideReport, TruthReport, write_report
@@ -63,17 +58,16 @@ def write_ki67_report(
     for number, result in enumerate(results):
         entry = project.entry(int(result.entry_id))
         with open_slide(entry) as slide:
-            overview = _png(draw_overlay(slide, result.objects))
-            cells = result.objects[result.objects["object_type"].isin(["cell", "detection"])]
+            overview = overlay_png(slide, result.objects)
+            bounds = densest_field(result.objects, DETAIL_UM, slide.mpp)
             detail = None
-            if len(cells):
-                bounds = densest_field(cells, DETAIL_UM, slide.mpp)
-                detail = _png(draw_overlay(slide, result.objects, bounds=bounds, max_size=(1200, 1200)))
+            if bounds is not None:
+                detail = overlay_png(slide, result.objects, bounds=bounds, max_size=(1200, 1200))
         slides.append(_slide_report(result, overview, detail, truth if number == 0 else None))
     report = Ki67Report(
         title=title,
         created=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        software={name: version(name) for name in ("qupath-ext", "torch", "monai")},
+        software={name: version(name) for name in ("qupath-ext", "torch", "monai", "openslide-python", "tifffile")},
         models=models,
         project=str(project.path),
         curves=curves or {},
@@ -97,7 +91,8 @@ def _slide_report(result: ImageResult, overview: bytes, detail: bytes | None, tr
         cells_per_mm2=result.index.total / area if area else float("nan"),
         overview_png=overview,
         detail_png=detail,
-        settings={name: _text(value) for name, value in result.settings.items()},
+        stains={name: _text(value) for name, value in result.settings["stains"].items()},
+        settings={name: _text(value) for name, value in result.settings.items() if name != "stains"},
         notes=result.notes,
         truth=truth,
     )
@@ -111,9 +106,3 @@ def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return "; ".join(f"{name}: {_text(item)}" for name, item in value.items())
     return str(value)
-
-
-def _png(rgb: npt.NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()

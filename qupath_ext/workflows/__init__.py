@@ -1,0 +1,1 @@
+"""One file an analysis: slide in, path objects out, into a QuPath project."""

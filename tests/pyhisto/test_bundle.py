@@ -1,0 +1,277 @@
+"""Models on disk: the same output after loading, or an error that says what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pyhisto.bundle import ModelClass, ModelSpec, load_bundle, normalise, read_spec, save_bundle
+from pyhisto.errors import BundleError
+from pyhisto.models import build_model
+
+SPEC = ModelSpec(
+    kind="tumour_segmentation",
+    architecture="unet-resnet34",
+    classes=(ModelClass("background"), ModelClass("tumour", "Tumor", (200, 0, 0))),
+    mpp=1.5,
+    tile_size=64,
+    overlap=8,
+    decoder_channels=(16, 16, 8, 8, 8),
+    postprocessing={"threshold": 0.5},
+)
+
+
+def tile(seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def small_model(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return build_model(SPEC.architecture, out_channels=2, decoder_channels=SPEC.decoder_channels)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tumour"
+    training = {"slides": 3, "seed": 7}
+    save_bundle(folder, small_model(), SPEC, golden_tile=tile(), description="Finds tumour.", training=training)
+    return folder
+
+
+@pytest.fixture
+def bundle(original: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    shutil.copytree(original, tmp_path / "tumour")
+    return tmp_path / "tumour"
+
+
+def test_same_probabilities_after_loading(original: Path) -> None:
+    loaded = load_bundle(original, kind="tumour_segmentation")
+    assert loaded.spec == SPEC
+    loaded.precision = "float32"
+    tiles = np.stack([tile(1), tile(2)])
+    found = loaded.predict(tiles)
+    with torch.inference_mode():
+        expected = torch.softmax(small_model().eval()(normalise(tiles, SPEC)), dim=1).numpy()
+    assert found.dtype == np.float32
+    assert found.shape == (2, 2, 64, 64)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-5)
+    assert found.std() > 1e-3  # not constant
+
+
+def test_reduced_precision_agrees(original: Path) -> None:
+    loaded = load_bundle(original)
+    assert loaded.precision in {"float32", "bfloat16"}
+    found = loaded.predict(tile(1)[np.newaxis])
+    loaded.precision = "float32"
+    assert np.abs(found - loaded.predict(tile(1)[np.newaxis])).mean() < 0.02
+
+
+def test_normalise_by_hand() -> None:
+    spec = dataclasses.replace(SPEC, channel_mean=(0.5, 0.25, 0.0), channel_std=(0.5, 0.25, 1.0))
+    tiles = np.zeros((1, 2, 3, 3), dtype=np.uint8)
+    tiles[0, 1, 2] = (255, 0, 51)
+    x = normalise(tiles, spec)
+    assert tuple(x.shape) == (1, 3, 2, 3)
+    assert x.dtype == torch.float32
+    assert x[0, :, 1, 2].tolist() == pytest.approx([1.0, -1.0, 0.2])
+    assert x[0, :, 0, 0].tolist() == pytest.approx([-1.0, -1.0, 0.0])
+    assert (tiles[0, 1, 2] == (255, 0, 51)).all()
+
+
+def test_files(original: Path) -> None:
+    files = sorted(str(path.relative_to(original)) for path in original.rglob("*") if path.is_file())
+    assert files == [
+        "configs/inference.json",
+        "configs/metadata.json",
+        "docs/README.md",
+        "models/golden.npz",
+        "models/model.pt",
+    ]
+    metadata = json.loads((original / "configs" / "metadata.json").read_text("utf-8"))
+    digest = hashlib.sha256((original / "models" / "model.pt").read_bytes()).hexdigest()
+    assert metadata["pyhisto"]["weights_sha256"] == digest
+    assert metadata["pyhisto"]["training"] == {"slides": 3, "seed": 7}
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "tumour"}
+    card = (original / "docs" / "README.md").read_text("utf-8")
+    for part in ("Finds tumour.", "64 x 64 px at 1.5 µm/px", "`Tumor`", "slides: 3", digest):
+        assert part in card
+
+
+def test_the_folder_is_as_readable_as_any_other(original: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    normal = (tmp_path / "folder").stat().st_mode, (tmp_path / "file").stat().st_mode
+    assert original.stat().st_mode == normal[0]
+    for path in original.rglob("*"):
+        assert path.stat().st_mode == normal[path.is_file()]
+
+
+def test_reading_the_description_needs_no_torch(original: Path) -> None:
+    spec, sha256 = read_spec(original)
+    assert spec == SPEC
+    assert len(sha256) == 64
+    code = (
+        "import sys; from pyhisto.bundle import read_spec; "
+        f"read_spec({str(original)!r}); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_monai_builds_the_network(original: Path) -> None:
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(str(original / "configs" / "inference.json"))
+    model = parser.get_parsed_content("network_def")
+    model.load_state_dict(torch.load(original / "models" / "model.pt", weights_only=True))
+    own = small_model().state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
+
+
+def test_another_kind_is_refused(original: Path) -> None:
+    with pytest.raises(BundleError, match="is a model for tumour_segmentation; expected one for cell_detection"):
+        load_bundle(original, kind="cell_detection")
+
+
+def test_a_flipped_byte_is_found(bundle: Path) -> None:
+    weights = bundle / "models" / "model.pt"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(BundleError, match=r"model\.pt is damaged or exchanged.*copy the bundle again"):
+        load_bundle(bundle)
+
+
+def edit_metadata(bundle: Path, **changes: Any) -> None:
+    path = bundle / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text("utf-8"))
+    metadata["pyhisto"] |= {key: value for key, value in changes.items() if key == "weights_sha256"}
+    metadata["pyhisto"]["model"] |= {key: value for key, value in changes.items() if key != "weights_sha256"}
+    path.write_text(json.dumps(metadata), "utf-8")
+
+
+def write_weights(bundle: Path, content: Any) -> None:
+    """Replace the weights and record their checksum, so that only later checks can find it."""
+    weights = bundle / "models" / "model.pt"
+    torch.save(content, weights)
+    edit_metadata(bundle, weights_sha256=hashlib.sha256(weights.read_bytes()).hexdigest())
+
+
+def test_exchanged_weights_are_found_by_checksum_and_by_golden_tile(bundle: Path) -> None:
+    torch.save(small_model(1).state_dict(), bundle / "models" / "model.pt")
+    with pytest.raises(BundleError, match="damaged or exchanged"):
+        load_bundle(bundle)
+    write_weights(bundle, small_model(1).state_dict())
+    with pytest.raises(BundleError, match="another output on its golden tile"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("content", [{"a": torch.zeros(1)}, [1, 2]])
+def test_weights_of_something_else(bundle: Path, content: Any) -> None:
+    write_weights(bundle, content)
+    with pytest.raises(BundleError, match="does not fit the network unet-resnet34"):
+        load_bundle(bundle)
+
+
+def test_other_preprocessing_is_found_by_the_golden_tile(bundle: Path) -> None:
+    edit_metadata(bundle, channel_mean=[0.0, 0.0, 0.0])
+    with pytest.raises(BundleError, match="golden tile"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["configs/metadata.json", "models/model.pt", "models/golden.npz"])
+def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    with pytest.raises(BundleError, match=Path(name).name):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_truncated_golden_tile(bundle: Path, share: float) -> None:
+    path = bundle / "models" / "golden.npz"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(BundleError, match=r"golden\.npz is missing or damaged"):
+        load_bundle(bundle)
+
+
+def test_a_damaged_golden_tile(bundle: Path) -> None:
+    path = bundle / "models" / "golden.npz"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=r"golden"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mppp": 1.0}, "unknown key 'mppp'"),
+        ({"kind": "horoscope"}, "kind 'horoscope'; expected one of tumour_segmentation, cell_detection"),
+        ({"classes": [{"name": "a", "colour": [1, 2, 3]}]}, "colour"),
+        ({"classes": [{"classification": "Tumor"}]}, "incomplete"),
+    ],
+)
+def test_descriptions_that_are_refused(bundle: Path, changes: dict[str, Any], message: str) -> None:
+    edit_metadata(bundle, **changes)
+    with pytest.raises(BundleError, match=message):
+        read_spec(bundle)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"pyhisto": {}}', '{"pyhisto": {"model": {}}}'])
+def test_metadata_of_something_else(bundle: Path, text: str) -> None:
+    (bundle / "configs" / "metadata.json").write_text(text)
+    with pytest.raises(BundleError):
+        read_spec(bundle)
+
+
+def test_no_bundle_at_all(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"is no model bundle; expected a folder with configs/metadata\.json"):
+        load_bundle(tmp_path)
+
+
+def test_an_existing_bundle_is_not_overwritten(bundle: Path) -> None:
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    with pytest.raises(BundleError, match="exists already"):
+        save_bundle(bundle, small_model(), SPEC, golden_tile=tile(), description="")
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+    (bundle.parent / "file").touch()
+    with pytest.raises(BundleError, match="exists already"):
+        save_bundle(bundle.parent / "file", small_model(), SPEC, golden_tile=tile(), description="")
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    saved = save_bundle(tmp_path / "new", small_model(), SPEC, golden_tile=tile(), description="")
+    assert saved.path == tmp_path / "new"
+    assert read_spec(tmp_path / "new") == (SPEC, saved.sha256)
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_failing_save_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(np, "savez_compressed", fail)
+    with pytest.raises(type(error)):
+        save_bundle(tmp_path / "new", small_model(), SPEC, golden_tile=tile(), description="")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_description_survives_json() -> None:
+    assert ModelSpec.from_dict(json.loads(json.dumps(SPEC.to_dict()))) == SPEC
