@@ -331,7 +331,7 @@ def _check_golden(bundle: Bundle) -> None:
     """Compare the output on the golden tile with the stored one; use bfloat16 where it is fast and agrees."""
     path = bundle.path / "models" / "golden.npz"
     try:
-        with np.load(path) as golden:
+        with path.open("rb") as file, np.load(file) as golden:
             tile, expected = golden["tile"], golden["probabilities"].astype(np.float32)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError(f"{path} is missing or damaged ({error})", remedy="copy the bundle again") from error

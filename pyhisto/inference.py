@@ -26,6 +26,9 @@ WINDOW_TILES = 4
 HEAT_FACTOR = 4
 """Model pixels along a side of one pixel of the tumour map; the map is all that grows with the slide."""
 
+TUMOUR_NUMBERS = ("threshold", "sigma_um", "min_area_um2", "min_hole_area_um2", "simplify_um")
+"""What the post-processing of a tumour model must say."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -34,6 +37,7 @@ def predict_probabilities(
     bundle: Bundle,
     *,
     wanted: npt.NDArray[np.bool_] | None = None,
+    context: int = 0,
     batch_size: int = 8,
 ) -> npt.NDArray[np.float32]:
     """Return the class probabilities of a window of any size.
@@ -48,22 +52,24 @@ def predict_probabilities(
     bundle
         The model.
     wanted
-        bool, shape (height, width); tiles without a wanted pixel are left out and get probability 1 of channel 0.
+        bool, shape of the result; tiles without a wanted pixel are left out and get probability 1 of channel 0.
+    context
+        Pixels on each side of `rgb` that the network sees but that are not predicted, 0 to the model's overlap.
     batch_size
         Tiles in one call of the network.
 
     Returns
     -------
     numpy.ndarray
-        float32, shape (classes, height, width).
+        float32, shape (classes, height - 2 * context, width - 2 * context).
     """
     spec = bundle.spec
-    height, width = rgb.shape[:2]
+    height, width = rgb.shape[0] - 2 * context, rgb.shape[1] - 2 * context
+    margin = spec.overlap - context  # what is missing around the window
     grid = TileGrid((0, 0, width, height), (1.0, 1.0), 1.0, spec.tile_size, spec.overlap)
     rows, columns = grid.shape
-    bottom = rows * grid.core_size + 2 * spec.overlap - height - spec.overlap
-    right = columns * grid.core_size + 2 * spec.overlap - width - spec.overlap
-    padded = np.pad(rgb, ((spec.overlap, bottom), (spec.overlap, right), (0, 0)), mode="symmetric")
+    bottom, right = rows * grid.core_size + margin - height, columns * grid.core_size + margin - width
+    padded = np.pad(rgb, ((margin, bottom), (margin, right), (0, 0)), mode="symmetric")
     out = np.zeros((len(spec.classes), rows * grid.core_size, columns * grid.core_size), dtype=np.float32)
     out[0] = 1.0
     corners = [
@@ -123,11 +129,14 @@ def predict_tumour(slide: Slide, bundle: Bundle, region: Any, *, progress: Progr
     Raises
     ------
     ConfigError
-        If the bundle is of another kind.
+        If the bundle is of another kind or lacks a number for the post-processing.
     """
     spec = bundle.spec
     if spec.kind != "tumour_segmentation":
         raise ConfigError(f"model of the kind {spec.kind}", expected="tumour_segmentation")
+    missing = sorted(set(TUMOUR_NUMBERS) - set(spec.postprocessing))
+    if missing:
+        raise ConfigError(f"{bundle.path}: post-processing without {missing[0]}", expected=", ".join(TUMOUR_NUMBERS))
     if region.is_empty:
         return empty_objects()
     core = WINDOW_TILES * (spec.tile_size - 2 * spec.overlap) // HEAT_FACTOR * HEAT_FACTOR
@@ -137,11 +146,10 @@ def predict_tumour(slide: Slide, bundle: Bundle, region: Any, *, progress: Progr
     side = core // HEAT_FACTOR
     heat = np.zeros((rows * side, columns * side), dtype=np.uint8)
     for done, (tile, rgb) in enumerate(read_ahead(slide, grid, tiles), start=1):
-        wanted = rasterise([region], [1], rgb.shape[:2], origin=(tile.x, tile.y), scale=grid.downsample) > 0
-        probability = predict_probabilities(rgb, bundle, wanted=wanted)[1]
+        wanted = rasterise([region], [1], (core, core), origin=tile.core[:2], scale=grid.downsample) > 0
+        probability = predict_probabilities(rgb, bundle, wanted=wanted, context=spec.overlap)[1]
         probability[~wanted] = 0
-        inner = probability[spec.overlap : spec.overlap + core, spec.overlap : spec.overlap + core]
-        coarse = inner.reshape(side, HEAT_FACTOR, side, HEAT_FACTOR).mean(axis=(1, 3))
+        coarse = probability.reshape(side, HEAT_FACTOR, side, HEAT_FACTOR).mean(axis=(1, 3))
         y, x = tile.row * side, tile.column * side
         heat[y : y + side, x : x + side] = np.round(coarse * 255)
         if progress is not None:

@@ -24,6 +24,9 @@ from pyhisto.losses import DiceCrossEntropy
 
 __all__ = ["TrainSettings", "train"]
 
+SHORTEST_CYCLE = 6
+"""Fewest steps of the one-cycle schedule; its rise over a fifth of five steps would have no length."""
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -92,8 +95,9 @@ def train(
     Raises
     ------
     TrainingError
-        If the loss is not finite.
+        If the loss is not finite, the data set is too short, or there is not one weight for each class.
     """
+    _check(dataset, spec, settings)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "checkpoint.pt"
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -101,7 +105,7 @@ def train(
     criterion = DiceCrossEntropy(weight).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=settings.learning_rate, total_steps=settings.steps, pct_start=0.2
+        optimizer, max_lr=settings.learning_rate, total_steps=max(settings.steps, SHORTEST_CYCLE), pct_start=0.2
     )
     fingerprint = _fingerprint(dataset, spec, settings)
     losses = _resume(checkpoint, fingerprint, model, optimizer, schedule)
@@ -130,6 +134,13 @@ def train(
     _write_curve(folder / "curve.csv", losses)
     model.eval()
     return losses
+
+
+def _check(dataset: PatchDataset, spec: ModelSpec, settings: TrainSettings) -> None:
+    if len(dataset) < settings.steps * settings.batch_size:
+        raise TrainingError(f"{len(dataset)} patches for {settings.steps} steps of {settings.batch_size}")
+    if len(settings.class_weights) not in {0, len(spec.classes)}:
+        raise TrainingError(f"{len(settings.class_weights)} class weights for {len(spec.classes)} classes")
 
 
 def _batches(

@@ -209,7 +209,7 @@ class CellTask:
         flat[inside] = np.where(flat[inside] == HIDDEN, HIDDEN, value)
 
     def _areas(self, image: TrainingImage, window: Window) -> npt.NDArray[np.uint8]:
-        """Return 0 where an annotation says that there is no cell but the points, else ignored; HIDDEN under Ignore*."""
+        """Return 0 where an annotation says that there is no cell but the points, else ignored; HIDDEN under ``*``."""
         areas = _annotations(image)
         areas = areas[[is_area(g) for g in areas.geometry]]
         names = [str(name) for name in areas["classification"]]

@@ -21,7 +21,7 @@ from pyhisto.models import build_model
 
 SPEC = ModelSpec(
     kind="tumour_segmentation",
-    architecture="unet-resnet34",
+    architecture="unet-densenet121",
     classes=(ModelClass("background"), ModelClass("tumour", "Tumor", (200, 0, 0))),
     mpp=1.5,
     tile_size=64,
@@ -37,7 +37,17 @@ def tile(seed: int = 0) -> np.ndarray[Any, Any]:
 
 def small_model(seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
-    return build_model(SPEC.architecture, out_channels=2, decoder_channels=SPEC.decoder_channels)
+    model = build_model(SPEC.architecture, out_channels=2, decoder_channels=SPEC.decoder_channels)
+    with torch.no_grad():
+        model.segmentation_head[0].weight *= 20  # type: ignore[index,union-attr,operator]
+    return model
+
+
+@pytest.fixture(autouse=True)
+def plain_precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave bfloat16 out but where it is tested; it is slow to start."""
+    if "reduced_precision" not in request.node.name:
+        monkeypatch.setattr("pyhisto.bundle.fast_bfloat16", lambda device: False)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +68,6 @@ def bundle(original: Path, tmp_path: Path) -> Path:
 def test_same_probabilities_after_loading(original: Path) -> None:
     loaded = load_bundle(original, kind="tumour_segmentation")
     assert loaded.spec == SPEC
-    loaded.precision = "float32"
     tiles = np.stack([tile(1), tile(2)])
     found = loaded.predict(tiles)
     with torch.inference_mode():
@@ -67,7 +76,7 @@ def test_same_probabilities_after_loading(original: Path) -> None:
     assert found.shape == (2, 2, 64, 64)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-5)
-    assert found.std() > 1e-3  # not constant
+    assert found.std() > 0.02  # not constant
 
 
 def test_reduced_precision_agrees(original: Path) -> None:
@@ -181,7 +190,7 @@ def test_exchanged_weights_are_found_by_checksum_and_by_golden_tile(bundle: Path
 @pytest.mark.parametrize("content", [{"a": torch.zeros(1)}, [1, 2]])
 def test_weights_of_something_else(bundle: Path, content: Any) -> None:
     write_weights(bundle, content)
-    with pytest.raises(BundleError, match="does not fit the network unet-resnet34"):
+    with pytest.raises(BundleError, match="does not fit the network unet-densenet121"):
         load_bundle(bundle)
 
 
@@ -261,9 +270,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_a_failing_save_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+def test_a_failing_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise error
 

@@ -140,9 +140,7 @@ def test_resnet_computes_what_torchvision_computes() -> None:
 def test_weights_reach_the_encoder_of_the_unet(tmp_path: Path) -> None:
     state = torchvision_resnet34()
     torch.save(state, tmp_path / "w.pth")
-    model = build_model(
-        "unet-resnet34", out_channels=2, decoder_channels=SMALL, encoder_weights=tmp_path / "w.pth"
-    )
+    model = build_model("unet-resnet34", out_channels=2, decoder_channels=SMALL, encoder_weights=tmp_path / "w.pth")
     assert torch.equal(model.encoder.state_dict()["layer4.2.conv2.weight"], state["layer4.2.conv2.weight"])  # type: ignore[union-attr]
 
 

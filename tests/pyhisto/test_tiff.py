@@ -211,7 +211,9 @@ def test_what_is_no_8_bit_rgb_is_refused(tmp_path: Path, pixels: Pixels, make: A
         TiffReader(path)
 
 
-@pytest.mark.parametrize("data", [b"", b"II", b"II*\0\x08\0\0\0", b"II*\0\x08\0\0\0\0\0\0\0\0\0", b"MM\0+" + b"\xff" * 60])
+@pytest.mark.parametrize(
+    "data", [b"", b"II", b"II*\0\x08\0\0\0", b"II*\0\x08\0\0\0\0\0\0\0\0\0", b"MM\0+" + b"\xff" * 60]
+)
 def test_files_that_are_hardly_a_tiff(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "stub.tif"
     path.write_bytes(data)

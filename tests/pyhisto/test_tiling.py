@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import shapely
 from hypothesis import given
@@ -76,13 +78,13 @@ def test_cores_partition_the_region_exactly(
     for row in (0, rows - 1):
         tiles = [grid.tile(row, column) for column in range(columns)]
         assert tiles[0].core[0] == x0
-        assert all(a.core[2] == b.core[0] for a, b in zip(tiles, tiles[1:], strict=False))
+        assert all(a.core[2] == b.core[0] for a, b in pairwise(tiles))
         assert all(tile.core[0] < tile.core[2] for tile in tiles)
         assert tiles[-1].core[2] >= x0 + width - 1e-6
         assert tiles[-1].core[0] < x0 + width  # the last tile is needed
     column_of = [grid.tile(row, 0) for row in range(rows)]
     assert column_of[0].core[1] == y0
-    assert all(a.core[3] == b.core[1] for a, b in zip(column_of, column_of[1:], strict=False))
+    assert all(a.core[3] == b.core[1] for a, b in pairwise(column_of))
     assert column_of[-1].core[3] >= y0 + height - 1e-6
     assert column_of[-1].core[1] < y0 + height
 

@@ -1,0 +1,240 @@
+"""Windows and whole slides, with a 'network' whose answer is known at every pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+
+from pyhisto.bundle import ModelClass, ModelSpec
+from pyhisto.errors import PyhistoError
+from pyhisto.inference import predict_probabilities, predict_tumour, read_ahead
+from pyhisto.slide import Slide
+from pyhisto.tiling import TileGrid
+
+Pixels = np.ndarray[Any, Any]
+SPEC = ModelSpec(
+    kind="tumour_segmentation",
+    architecture="unet-resnet34",
+    classes=(ModelClass("background"), ModelClass("tumour", "Tumor")),
+    mpp=1.0,
+    tile_size=32,
+    overlap=4,
+    postprocessing={
+        "threshold": 0.5,
+        "sigma_um": 0.0,
+        "min_area_um2": 100.0,
+        "min_hole_area_um2": 100.0,
+        "simplify_um": 0.0,
+    },
+)
+
+
+class ByColour:
+    """Stands in for a bundle: probability of channel 1 is red / 255; wrong, on purpose, in the tiles' overlap."""
+
+    def __init__(self, spec: ModelSpec = SPEC) -> None:
+        self.spec = spec
+        self.path = Path("by-colour")
+        self.tiles: list[Pixels] = []
+
+    def predict(self, tiles: Pixels) -> Pixels:
+        self.tiles.extend(tiles)
+        red = tiles[..., 0].astype(np.float32) / 255
+        margin = self.spec.overlap
+        if margin:
+            spoiled = np.full_like(red, 0.123)
+            spoiled[:, margin:-margin, margin:-margin] = red[:, margin:-margin, margin:-margin]
+            red = spoiled
+        return np.stack([1 - red, red], axis=1)
+
+
+def noise(height: int, width: int) -> Pixels:
+    return np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("size", [(24, 24), (48, 72), (50, 61), (5, 100), (1, 1), (23, 25)])
+@pytest.mark.parametrize("overlap", [0, 4])
+def test_every_pixel_comes_from_the_core_of_its_tile(size: tuple[int, int], overlap: int) -> None:
+    rgb = noise(*size)
+    found = predict_probabilities(rgb, ByColour(replace(SPEC, overlap=overlap)), batch_size=3)  # type: ignore[arg-type]
+    assert found.dtype == np.float32
+    assert found.shape == (2, *size)
+    np.testing.assert_array_equal(found[1], rgb[..., 0].astype(np.float32) / 255)
+    np.testing.assert_allclose(found.sum(axis=0), 1.0, atol=1e-6)
+
+
+def test_the_network_sees_what_lies_around() -> None:
+    rgb = noise(48, 48)
+    bundle = ByColour()
+    predict_probabilities(rgb, bundle)  # type: ignore[arg-type]
+    assert [tile.shape for tile in bundle.tiles] == [(32, 32, 3)] * 4
+    first, last = bundle.tiles[0], bundle.tiles[3]
+    np.testing.assert_array_equal(first[4:, 4:], rgb[:28, :28])
+    np.testing.assert_array_equal(last[:28, :28], rgb[20:, 20:])
+    np.testing.assert_array_equal(first[:4, 4:], rgb[3::-1, :28])  # mirrored beyond the edge
+    np.testing.assert_array_equal(last[28:, :28], rgb[:43:-1, 20:])
+
+
+def test_tiles_that_nobody_wants_are_left_out() -> None:
+    rgb = noise(48, 72)
+    wanted = np.zeros((48, 72), dtype=bool)
+    wanted[30, 50] = True  # row 1, column 2 of cores of 24
+    bundle = ByColour()
+    found = predict_probabilities(rgb, bundle, wanted=wanted)  # type: ignore[arg-type]
+    assert len(bundle.tiles) == 1
+    np.testing.assert_array_equal(found[1, 24:, 48:], rgb[24:, 48:, 0].astype(np.float32) / 255)
+    assert (found[1, :24] == 0).all()
+    assert (found[1, :, :48] == 0).all()
+    assert (found[0, :24] == 1).all()
+
+
+@pytest.mark.parametrize("context", [1, 4])
+def test_context_is_seen_and_not_predicted(context: int) -> None:
+    rgb = noise(48 + 2 * context, 72 + 2 * context)
+    bundle = ByColour()
+    found = predict_probabilities(rgb, bundle, context=context)  # type: ignore[arg-type]
+    inner = rgb[context:-context, context:-context]
+    np.testing.assert_array_equal(found[1], inner[..., 0].astype(np.float32) / 255)
+    assert len(bundle.tiles) == 2 * 3  # cores of 24
+    np.testing.assert_array_equal(bundle.tiles[0][4 - context :, 4 - context :], rgb[: 28 + context, : 28 + context])
+
+
+def test_a_window_of_a_slide_costs_no_tile_more_than_its_cores(nests: Path) -> None:
+    bundle = ByColour()
+    with Slide(nests) as slide:
+        predict_tumour(slide, bundle, shapely.box(0, 0, 192, 240))  # type: ignore[arg-type]  # 96 x 96 model px
+    assert len(bundle.tiles) == 16
+
+
+def test_nothing_wanted_asks_the_network_nothing() -> None:
+    bundle = ByColour()
+    found = predict_probabilities(noise(30, 30), bundle, wanted=np.zeros((30, 30), dtype=bool))  # type: ignore[arg-type]
+    assert bundle.tiles == []
+    assert (found[0] == 1).all()
+
+
+def test_read_ahead_gives_every_tile_its_own_pixels(gradient_slide: Path) -> None:
+    with Slide(gradient_slide) as slide:
+        grid = TileGrid((0, 0, 128, 96), slide.mpp, 1.0, tile_size=16, overlap=2)
+        tiles = list(grid.tiles())
+        found = list(read_ahead(slide, grid, tiles))
+        assert [tile for tile, _ in found] == tiles
+        for tile, rgb in found:
+            np.testing.assert_array_equal(rgb, slide.read_tile(tile.x, tile.y, tile_size=16, mpp=1.0))
+        assert list(read_ahead(slide, grid, [])) == []
+
+
+def test_read_ahead_passes_errors_on(gradient_slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Slide(gradient_slide) as slide:
+        grid = TileGrid((0, 0, 128, 96), slide.mpp, 1.0, tile_size=16)
+        monkeypatch.setattr(slide, "read_tile", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(read_ahead(slide, grid, list(grid.tiles())))
+
+
+MPP = (0.5, 0.4)
+"""µm/px of the slide: a model pixel of 1 µm is 2 slide pixels across and 2.5 down."""
+
+NEST = shapely.Point(420, 460).buffer(150).difference(shapely.Point(430, 470).buffer(50))
+SECOND = shapely.box(700, 100, 860, 220)
+TRUTH = shapely.union_all([NEST, SECOND])
+
+
+@pytest.fixture(scope="module")
+def nests(tmp_path_factory: pytest.TempPathFactory, write_tiff: Callable[..., Path]) -> Path:
+    """960 x 896 px; red is 255 inside two nests, one of them with a hole, and 0 outside."""
+    rows, columns = np.mgrid[0:896, 0:960]
+    image = np.zeros((896, 960, 3), dtype=np.uint8)
+    image[..., 0] = 255 * shapely.contains_xy(TRUTH, columns + 0.5, rows + 0.5)
+    image[..., 2] = 90
+    return write_tiff(tmp_path_factory.mktemp("nests") / "nests.tif", [image], mpp=MPP)
+
+
+def overlap_share(found: Any, truth: Any) -> float:
+    return float(found.intersection(truth).area / found.union(truth).area)
+
+
+@pytest.mark.parametrize("region", [shapely.box(0, 0, 960, 896), shapely.box(13.3, 7.9, 940.2, 880.1)])
+def test_tumour_is_where_it_is(nests: Path, region: Any) -> None:
+    steps: list[tuple[int, int]] = []
+    with Slide(nests) as slide:
+        found = predict_tumour(slide, ByColour(), region, progress=lambda *done: steps.append(done))  # type: ignore[arg-type]
+    assert len(found) == 2
+    assert (found["object_type"] == "annotation").all()
+    assert found["classification"].tolist() == ["Tumor", "Tumor"]
+    assert found.geometry.is_valid.all()
+    assert overlap_share(found.geometry.iloc[0], NEST) > 0.95
+    assert overlap_share(found.geometry.iloc[1], SECOND) > 0.95
+    assert overlap_share(shapely.union_all(found.geometry.to_numpy()), TRUTH) > 0.955
+    # A shift by half a pixel of the map (4 and 5 slide px) would show in the centres of mass; the straight sides of the
+    # second nest snap to the map's pixels, the round one's average out.
+    for polygon, truth, tolerance in zip(found.geometry, (NEST, SECOND), (0.8, 2.5), strict=True):
+        assert polygon.centroid.x == pytest.approx(truth.centroid.x, abs=tolerance)
+        assert polygon.centroid.y == pytest.approx(truth.centroid.y, abs=tolerance)
+    assert (found["Tumor probability"] > 0.9).all()
+    assert steps == [(i + 1, len(steps)) for i in range(len(steps))]
+    assert len(steps) > 4
+
+
+def test_nothing_is_found_outside_the_region(nests: Path) -> None:
+    region = shapely.box(400, 300, 960, 896)
+    with Slide(nests) as slide:
+        found = predict_tumour(slide, ByColour(), region)  # type: ignore[arg-type]
+    area = shapely.union_all(found.geometry.to_numpy())
+    assert area.difference(region.buffer(8.0)).area == 0
+    assert overlap_share(area, TRUTH.intersection(region)) > 0.94
+
+
+def test_the_threshold_the_area_and_the_hole_are_those_of_the_bundle(nests: Path) -> None:
+    def found_with(**changes: float) -> Any:
+        spec = replace(SPEC, postprocessing={**SPEC.postprocessing, **changes})
+        with Slide(nests) as slide:
+            return predict_tumour(slide, ByColour(spec), shapely.box(0, 0, 960, 896))  # type: ignore[arg-type]
+
+    small_um2 = SECOND.area * MPP[0] * MPP[1]
+    assert len(found_with(min_area_um2=1.1 * small_um2)) == 1
+    assert len(found_with(min_area_um2=0.9 * small_um2)) == 2
+    hole_um2 = np.pi * 50**2 * MPP[0] * MPP[1]
+    assert len(found_with(min_hole_area_um2=1.15 * hole_um2).geometry.iloc[0].interiors) == 0
+    assert len(found_with(min_hole_area_um2=0.85 * hole_um2).geometry.iloc[0].interiors) == 1
+    wide = found_with(threshold=0.2, sigma_um=6.0).geometry.area.sum()
+    tight = found_with(threshold=0.8, sigma_um=6.0).geometry.area.sum()
+    assert wide > TRUTH.area > tight
+    rough = found_with(simplify_um=6.0).geometry.iloc[0]
+    assert len(rough.exterior.coords) < 30
+    assert overlap_share(rough, NEST) > 0.9
+
+
+def test_no_tumour_and_no_region(nests: Path) -> None:
+    with Slide(nests) as slide:
+        bundle = ByColour()
+        assert len(predict_tumour(slide, bundle, shapely.box(20, 700, 100, 800))) == 0  # type: ignore[arg-type]
+        assert bundle.tiles
+        bundle = ByColour()
+        assert len(predict_tumour(slide, bundle, shapely.Polygon())) == 0  # type: ignore[arg-type]
+        assert bundle.tiles == []
+
+
+def test_only_the_region_is_looked_at(nests: Path) -> None:
+    with Slide(nests) as slide:
+        bundle = ByColour()
+        region = shapely.MultiPolygon([shapely.box(0, 0, 20, 20), shapely.box(900, 840, 959, 895)])
+        predict_tumour(slide, bundle, region)  # type: ignore[arg-type]
+    assert 2 <= len(bundle.tiles) <= 12  # of more than 300
+
+
+def test_a_model_of_another_kind_is_refused(nests: Path) -> None:
+    with Slide(nests) as slide, pytest.raises(PyhistoError, match="cell_detection; expected tumour_segmentation"):
+        predict_tumour(slide, ByColour(replace(SPEC, kind="cell_detection")), TRUTH)  # type: ignore[arg-type]
+
+
+def test_a_missing_number_is_named(nests: Path) -> None:
+    numbers = {key: value for key, value in SPEC.postprocessing.items() if key != "sigma_um"}
+    with Slide(nests) as slide, pytest.raises(PyhistoError, match="sigma_um"):
+        predict_tumour(slide, ByColour(replace(SPEC, postprocessing=numbers)), TRUTH)  # type: ignore[arg-type]
