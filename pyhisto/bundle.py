@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pyhisto.errors import BundleError
+from pyhisto.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -298,6 +298,8 @@ def load_bundle(folder: str | Path, *, kind: str | None = None, device: str = "c
     BundleError
         If files are missing or damaged, the weights do not have the recorded sha256 or do not fit, the kind differs,
         or the golden tile gives another output than when the model was saved.
+    ConfigError
+        If this machine does not have the device.
     """
     import pickle
 
@@ -307,6 +309,7 @@ def load_bundle(folder: str | Path, *, kind: str | None = None, device: str = "c
     spec, sha256 = read_spec(folder)
     if kind is not None and spec.kind != kind:
         raise BundleError(f"{folder} is a model for {spec.kind}", expected=f"one for {kind}")
+    _check_device(device)
     weights = folder / "models" / "model.pt"
     if not weights.is_file():
         raise BundleError(f"{weights} is missing", remedy="copy the bundle again")
@@ -325,6 +328,20 @@ def load_bundle(folder: str | Path, *, kind: str | None = None, device: str = "c
     bundle = Bundle(folder, spec, sha256, model, device)
     _check_golden(bundle)
     return bundle
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that this machine does not have."""
+    import torch
+
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(device, False):
+        found = ", ".join(name for name, there in present.items() if there)
+        raise ConfigError(f"device {device!r} is not available", expected=f"one of {found}")
 
 
 def _check_golden(bundle: Bundle) -> None:

@@ -38,6 +38,8 @@ class TissueSettings:
         Limits of the automatic threshold.
     min_area_um2, min_hole_area_um2
         Smaller pieces are dropped, smaller holes filled.
+    margin_um
+        How far the tissue is widened, but never onto ink.
     """
 
     mpp: float = 8.0
@@ -47,6 +49,7 @@ class TissueSettings:
     threshold_range: tuple[float, float] = (0.03, 0.06)
     min_area_um2: float = 20_000.0
     min_hole_area_um2: float = 5_000.0
+    margin_um: float = 0.0
 
 
 def detect_tissue(slide: Slide, settings: TissueSettings | None = None) -> gpd.GeoDataFrame:
@@ -63,14 +66,19 @@ def detect_tissue(slide: Slide, settings: TissueSettings | None = None) -> gpd.G
     mpp = max(settings.mpp, longest_um / settings.max_side)
     size = (math.ceil(width * slide.mpp[0] / mpp), math.ceil(height * slide.mpp[1] / mpp))
     rgb = slide.read_region(0, 0, *size, mpp=mpp)
+    scale = (mpp / slide.mpp[0], mpp / slide.mpp[1])
     polygons = mask_to_polygons(
         tissue_mask(rgb, mpp, settings),
-        scale=(mpp / slide.mpp[0], mpp / slide.mpp[1]),
+        scale=scale,
         min_area=settings.min_area_um2 / mpp**2,
         min_hole_area=settings.min_hole_area_um2 / mpp**2,
         tolerance=0.5,
     )
     frame = shapely.box(0, 0, width, height)
+    if settings.margin_um > 0:
+        ink = shapely.union_all(mask_to_polygons(pen_mask(_density(rgb)), scale=scale))
+        wide = shapely.union_all(shapely.buffer(polygons, settings.margin_um / slide.mean_mpp))
+        polygons = list(shapely.get_parts(wide.difference(ink)))
     polygons = [part for polygon in polygons for part in clean_polygon(polygon.intersection(frame))]
     if not polygons:
         return empty_objects()
@@ -91,8 +99,7 @@ def tissue_mask(rgb: npt.NDArray[np.uint8], mpp: float, settings: TissueSettings
     settings
         See :class:`TissueSettings`.
     """
-    white = glass_white(rgb)
-    density = np.log10(white / np.clip(rgb.astype(np.float32), 1, None)).clip(0, None)
+    density = _density(rgb)
     pen = pen_mask(density)
     mean = ndi.gaussian_filter(np.where(pen, 0.0, density.mean(axis=2)), settings.sigma_um / mpp)
     threshold = settings.threshold
@@ -101,6 +108,11 @@ def tissue_mask(rgb: npt.NDArray[np.uint8], mpp: float, settings: TissueSettings
         threshold = float(np.clip(otsu, *settings.threshold_range))
     tissue = (mean > threshold) & ~pen
     return np.asarray(ndi.binary_opening(tissue, iterations=1) & ~pen)
+
+
+def _density(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return the optical density against the slide's own glass, float32 (height, width, 3)."""
+    return np.log10(glass_white(rgb) / np.clip(rgb.astype(np.float32), 1, None)).clip(0, None)
 
 
 def glass_white(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

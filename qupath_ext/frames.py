@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from pyhisto.slide import Slide
     from pyhisto.stain import StainVectors
 
-__all__ = ["is_default_stains", "open_slide", "to_entry_frame", "to_slide_frame", "to_stain_vectors", "to_stains"]
+__all__ = [
+    "is_default_stains",
+    "open_slide",
+    "slide_mpp",
+    "to_entry_frame",
+    "to_slide_frame",
+    "to_stain_vectors",
+    "to_stains",
+]
 
 IDENTITY = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
 
@@ -36,7 +44,16 @@ def open_slide(entry: ImageEntry, mpp: float | None = None) -> Slide:
     """
     from pyhisto.slide import Slide
 
-    return Slide(entry.slide_path, mpp=mpp or entry.mpp, crop_to_bounds=entry.crop_to_bounds)
+    return Slide(entry.slide_path, mpp=slide_mpp(entry) if mpp is None else mpp, crop_to_bounds=entry.crop_to_bounds)
+
+
+def slide_mpp(entry: ImageEntry) -> tuple[float, float] | None:
+    """Return the pixel size (x, y) in µm that the project has for an image, along the axes of its slide."""
+    shown = entry.mpp
+    if shown is None:
+        return None
+    quarter_turn = entry.slide_frame()[0] == 0.0
+    return shown[::-1] if quarter_turn else shown
 
 
 def to_entry_frame(objects: gpd.GeoDataFrame, entry: ImageEntry) -> gpd.GeoDataFrame:

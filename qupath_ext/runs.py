@@ -100,11 +100,14 @@ class Run:
         path = self.folder / "run.json"
         temporary = path.with_suffix(".tmp")
         text = json.dumps(self.record, indent=2, ensure_ascii=False, default=str)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def start_run(project: Project, analysis: str, config: Mapping[str, Any], models: Mapping[str, str]) -> Run:
@@ -143,7 +146,11 @@ def start_run(project: Project, analysis: str, config: Mapping[str, Any], models
             "images": {},
         },
     )
-    run.save()
+    try:
+        run.save()
+    except OSError:
+        folder.rmdir()
+        raise
     return run
 
 

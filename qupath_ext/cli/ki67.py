@@ -70,7 +70,12 @@ def detection_options(command: F) -> F:
     show_default=True,
     help="Where to look without --tumour: annotations of the class Tumor, tissue, or all; auto: the first there is.",
 )
-@click.option("--mpp", type=float, default=None, help="Pixel size in µm, where the slide has none or a wrong one.")
+@click.option(
+    "--mpp",
+    type=click.FloatRange(0.02, 20),
+    default=None,
+    help="Pixel size in µm, where the slide has none or a wrong one.",
+)
 @click.option(
     "--stains",
     type=click.Choice(["auto", "project", "default"]),
@@ -85,7 +90,9 @@ def detection_options(command: F) -> F:
     help="Derive the classical thresholds from each slide [default: unless --threshold or --dab-threshold is given].",
 )
 @detection_options
-@click.option("--device", default="cpu", show_default=True, help="Where networks run: cpu, cuda or mps.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True, help="Where networks run."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def ki67(target: Path, as_json: bool, **options: Any) -> None:
@@ -104,14 +111,14 @@ def ki67(target: Path, as_json: bool, **options: Any) -> None:
         project: Project | None
         if _is_project(target):
             project = open_project(target)
-            wanted = [project.entry(name) for name in options["images"]] or project.entries
+            wanted = list(dict.fromkeys(project.entry(name) for name in options["images"])) or project.entries
             results, failures = job.run(project, wanted)
+            if not job.dry_run:
+                _write_report(project, results, job)
         else:
             folder = (options["output"] or Path(f"{target.stem}-ki67")).resolve()
             project, results = _score_slide(target.resolve(), folder, options["mpp"], job)
             failures = []
-    if project is not None and not job.dry_run:
-        _write_report(project, results, job)
     _print(results, failures, project, as_json)
     if failures:
         sys.exit(1)
@@ -201,17 +208,18 @@ def _score_slide(path: Path, folder: Path, mpp: float | None, job: _Job) -> tupl
         if job.dry_run:
             result = analyse_slide(slide, job.settings, tumour=job.tumour, cells=job.cells, progress=job.progress)
             return None, [result]
-    existed = folder.exists()
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
     project = create_project(folder)
     try:
         entry = project.add_image(path, mpp=mpp)
         results, failures = job.run(project, [entry])
         if failures:
             raise failures[0][1]
+        _write_report(project, results, job)
     except BaseException:
         _empty(folder)
-        if not existed:
-            folder.rmdir()
+        for place in missing:
+            place.rmdir()
         raise
     return project, results
 

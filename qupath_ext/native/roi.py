@@ -215,6 +215,11 @@ def is_box(points: Floats) -> bool:
     return upright or level
 
 
+MAX_POLYGON_VERTICES = 100
+"""Longer outlines become GeometryROIs. QuPath 0.6 turns a PolygonROI into a geometry by way of ``java.awt.geom.Area``,
+which loses parts of some long, valid outlines (seen from 289 vertices on); a GeometryROI keeps its own geometry."""
+
+
 def make_roi(geometry: BaseGeometry, plane: tuple[int, int, int], factory: Factory) -> JObject:
     """Return the ROI token of a checked geometry: the simplest kind of ROI that holds it.
 
@@ -226,7 +231,7 @@ def make_roi(geometry: BaseGeometry, plane: tuple[int, int, int], factory: Facto
     c, z, t = (struct.pack(">i", value) for value in plane)
     points = shapely.get_coordinates(geometry)
     match geometry.geom_type:
-        case "Polygon" if shapely.get_num_interior_rings(geometry) == 0:
+        case "Polygon" if _fits_polygon_roi(geometry, len(points)):
             if is_box(points):
                 low, high = points.min(axis=0), points.max(axis=0)
                 return _corner_roi("RectangleROI", (*low, *high), (c, z, t), factory)
@@ -243,6 +248,10 @@ def make_roi(geometry: BaseGeometry, plane: tuple[int, int, int], factory: Facto
             array = JArray(factory.desc("[B"), len(wkb), wkb)
             return factory.obj(ROI + "GeometryROI$WKBSerializationProxy", [c, t, z, None, array])
     raise ProjectError(f"geometry of kind {geometry.geom_type}", expected="points, lines or polygons")
+
+
+def _fits_polygon_roi(polygon: BaseGeometry, n_points: int) -> bool:
+    return bool(shapely.get_num_interior_rings(polygon) == 0) and n_points - 1 <= MAX_POLYGON_VERTICES
 
 
 def _corner_roi(

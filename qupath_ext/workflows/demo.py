@@ -241,12 +241,10 @@ def _annotate_held_out(
 ) -> ImageResult:
     entry = project.entry(f"{HELD_OUT}.tif")
     settings = Ki67Settings(stains="project", detection=study.detection, tumour_class=study.tumour_task.tumour)
-    outcome = next(
-        iter(annotate_project(project, [entry], settings, tumour=tumour, cells=cells, progress=progress)), None
-    )
+    (outcome,) = annotate_project(project, [entry], settings, tumour=tumour, cells=cells, progress=progress)
     if isinstance(outcome, ImageResult):
         return outcome
-    raise outcome[1] if outcome else ConfigError(f"{entry.name} gave no result")
+    raise outcome[1]
 
 
 def score_result(result: ImageResult, tumour: gpd.GeoDataFrame, nuclei: gpd.GeoDataFrame, mpp: float) -> Score:
@@ -314,5 +312,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

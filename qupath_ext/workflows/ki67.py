@@ -19,14 +19,13 @@ import shapely
 from pyhisto.bundle import Bundle
 from pyhisto.errors import PyhistoError
 from pyhisto.inference import predict_tumour
-from pyhisto.labels import clean_polygon
 from pyhisto.metrics import Index, ki67_index
 from pyhisto.nuclei import CellDetectionSettings, auto_settings, detect_cells
 from pyhisto.nuclei.network import predict_cells
-from pyhisto.objects import concat_objects, empty_objects, make_objects
+from pyhisto.objects import concat_objects, empty_objects, load_objects, make_objects
 from pyhisto.slide import Slide
 from pyhisto.stain import H_DAB, StainVectors
-from pyhisto.tissue import detect_tissue
+from pyhisto.tissue import TissueSettings, detect_tissue
 from qupath_ext.errors import ProjectError
 from qupath_ext.frames import is_default_stains, open_slide, to_entry_frame, to_slide_frame, to_stain_vectors
 from qupath_ext.project import ImageEntry, Project, pack_rgb
@@ -181,17 +180,18 @@ def annotate_project(
     Yields
     ------
     ImageResult or (ImageEntry, PyhistoError)
-        The result of each image, or why it has none. Images that an interrupted run of the same settings finished are
-        left out.
+        The result of each image, or why it has none. What an interrupted run of the same settings finished is not done
+        again; its result is the recorded one.
     """
     models = {bundle.spec.kind: bundle.sha256 for bundle in (tumour, cells) if bundle is not None}
     run = None if dry_run else start_run(project, ANALYSIS, asdict(settings), models)
     failed = False
     for entry in entries:
-        if run is not None and run.is_done(entry.id):
-            continue
         try:
-            result = _annotate(project, entry, settings, tumour, cells, run, progress)
+            if run is not None and run.is_done(entry.id):
+                result = _recorded(run, entry)
+            else:
+                result = _annotate(project, entry, settings, tumour, cells, run, progress)
         except PyhistoError as error:
             failed = True
             if run is not None:
@@ -236,6 +236,25 @@ def _annotate(
     entry.write_objects(add=objects, remove=replaceable, lock=sorted(parents))
     run.finish_image(entry.id, result.summary())
     return result
+
+
+def _recorded(run: Run, entry: ImageEntry) -> ImageResult:
+    """Return the result of an image that this run finished before it was interrupted."""
+    record = run.record["images"][entry.id]
+    low, high = (np.nan if value is None else value for value in record["interval_95_percent"])
+    percent = np.nan if record["ki67_percent"] is None else record["ki67_percent"]
+    return ImageResult(
+        name=entry.name,
+        entry_id=entry.id,
+        objects=to_slide_frame(load_objects(run.objects_file(entry.id)), entry),
+        index=Index(record["positive"], record["cells"], percent, low, high, record["interval_method"]),
+        region_area_mm2=record["region_area_mm2"],
+        settings=record["settings"],
+        notes=tuple(record["notes"]),
+        seconds=record["seconds"],
+        kept=record["kept_by_person"],
+        replaced=record["replaced"],
+    )
 
 
 def _project_stains(entry: ImageEntry, source: StainSource) -> StainVectors | None:
@@ -327,7 +346,7 @@ def _parents(
 ) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
     """Return (new annotations, annotations that get the cells); the latter may have been drawn by a person."""
     if tumour is not None:
-        tissue = region_to_search(slide, "tissue", drawn, settings)
+        tissue = detect_tissue(slide)
         outline = shapely.union_all(tissue.geometry.to_numpy()) if len(tissue) else shapely.Polygon()
         new = predict_tumour(slide, tumour, outline, progress=progress)
         new["locked"] = True
@@ -358,16 +377,9 @@ def region_to_search(
                 remedy="draw one in QuPath, give a tumour model with --tumour, or use --region tissue",
             )
         return drawn[mine]
-    width, height = slide.dimensions
-    image = shapely.box(0, 0, width, height)
     if source == "image":
-        return make_objects([image], object_type="annotation")
-    tissue = detect_tissue(slide)
-    if len(tissue) == 0:
-        return empty_objects()
-    margin = TISSUE_MARGIN_UM / slide.mean_mpp
-    wide = shapely.union_all(shapely.buffer(tissue.geometry.to_numpy(), margin)).intersection(image)
-    return make_objects(clean_polygon(wide), object_type="annotation", classification="Tissue")
+        return make_objects([shapely.box(0, 0, *slide.dimensions)], object_type="annotation")
+    return detect_tissue(slide, TissueSettings(margin_um=TISSUE_MARGIN_UM))
 
 
 def _without_ignored(parents: gpd.GeoDataFrame, drawn: gpd.GeoDataFrame) -> Any:
@@ -376,8 +388,13 @@ def _without_ignored(parents: gpd.GeoDataFrame, drawn: gpd.GeoDataFrame) -> Any:
         return shapely.Polygon()
     is_area = shapely.get_dimensions(drawn.geometry.to_numpy()) == 2
     ignored = drawn[(drawn["classification"] == IGNORE_CLASS).to_numpy() & is_area]
-    region = shapely.union_all(parents.geometry.to_numpy())
-    return shapely.difference(region, shapely.union_all(ignored.geometry.to_numpy())) if len(ignored) else region
+    region = _joined(parents)
+    return shapely.difference(region, _joined(ignored)) if len(ignored) else region
+
+
+def _joined(objects: gpd.GeoDataFrame) -> Any:
+    """Return the area of some objects; outlines drawn by hand may cross themselves."""
+    return shapely.union_all(shapely.make_valid(objects.geometry.to_numpy()))
 
 
 def _is_tumour(parents: gpd.GeoDataFrame, settings: Ki67Settings) -> bool:

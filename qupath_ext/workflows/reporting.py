@@ -77,8 +77,11 @@ def write_ki67_report(
     write_report(page, report)
     if slides:
         temporary = picture.with_suffix(".tmp")
-        temporary.write_bytes(slides[0].overview_png)
-        temporary.replace(picture)
+        try:
+            temporary.write_bytes(slides[0].overview_png)
+            temporary.replace(picture)
+        finally:
+            temporary.unlink(missing_ok=True)
     return page, picture
 
 

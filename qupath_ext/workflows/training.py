@@ -12,7 +12,7 @@ from pyhisto.bundle import Bundle, ModelClass, ModelSpec, save_bundle
 from pyhisto.dataset import CellTask, PatchDataset, Task, TrainingImage, TumourTask
 from pyhisto.models import build_model
 from pyhisto.train import train
-from qupath_ext.frames import to_slide_frame
+from qupath_ext.frames import slide_mpp, to_slide_frame
 from qupath_ext.project import ImageEntry
 from qupath_ext.study import ModelStudy
 
@@ -31,7 +31,7 @@ def training_images(entries: Iterable[ImageEntry]) -> list[TrainingImage]:
         TrainingImage(
             path=entry.slide_path,
             objects=to_slide_frame(entry.read_objects(), entry),
-            mpp=entry.mpp,
+            mpp=slide_mpp(entry),
             crop_to_bounds=entry.crop_to_bounds,
         )
         for entry in entries

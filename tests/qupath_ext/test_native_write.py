@@ -527,3 +527,14 @@ def test_damaged_files_are_refused_or_read_alike_by_both_paths(data):
 
 
 DAMAGED = [written(cells(30))[0]]
+
+
+@pytest.mark.parametrize(("vertices", "kind"), [(100, "PolygonROI"), (101, "GeometryROI")])
+def test_a_long_outline_becomes_a_geometry_roi(vertices: int, kind: str) -> None:
+    # QuPath 0.6 loses parts of long PolygonROIs when it needs their geometry
+    angle = np.linspace(0, 2 * np.pi, vertices, endpoint=False)
+    circle = shapely.Polygon(np.column_stack([500 + 400 * np.cos(angle), 500 + 400 * np.sin(angle)]))
+    data, _ = written(make_objects([circle], object_type="annotation"))
+    assert (f"qupath.lib.roi.{kind}".encode() in data) and (b"PolygonROI" in data) != (b"GeometryROI" in data)
+    found = table_of(data).geometry.iloc[0]
+    assert shapely.equals_exact(found, circle, tolerance=1e-3, normalize=True)

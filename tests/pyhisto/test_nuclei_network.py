@@ -1,0 +1,181 @@
+"""Nuclei from probability maps: hand-made maps with known answers, and a fake network on a synthetic slide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+
+from pyhisto.bundle import ModelClass, ModelSpec
+from pyhisto.errors import ConfigError
+from pyhisto.nuclei import network
+from pyhisto.nuclei.network import label_nuclei, predict_cells
+from pyhisto.slide import Slide
+from pyhisto.stain import H_DAB, optical_density_sum
+from pyhisto.synth import SynthSettings, make_slide
+
+NUMBERS = {"threshold": 0.35, "sigma_um": 1.0, "min_distance_um": 3.0, "reach_um": 7.0, "core_um": 1.5}
+MPP = 0.5
+SHAPE = (96, 128)
+Disc = tuple[float, float, float, bool]  # x, y and radius in px, positive
+
+
+def disc(x: float, y: float, radius: float) -> Any:
+    rows, columns = np.indices(SHAPE)
+    return np.hypot(columns - x, rows - y) <= radius
+
+
+def maps(discs: list[Disc]) -> tuple[Any, Any]:
+    """Return probabilities as a network trained on points gives them (2.5 µm spots, rings around), and darkness."""
+    probability = np.zeros((5, *SHAPE), dtype=np.float32)
+    darkness = np.full(SHAPE, 0.1, dtype=np.float32)
+    for x, y, radius, positive in discs:
+        spot, ring = (1, 2) if positive else (3, 4)
+        probability[ring][disc(x, y, 9)] = 0.9
+        probability[:, disc(x, y, 5)] = 0
+        probability[spot][disc(x, y, 5)] = 0.9
+        darkness[disc(x, y, radius)] = 1.2
+    probability[0] = 1 - probability[1:].sum(axis=0)
+    return probability, darkness
+
+
+def centres(labels: Any) -> Any:
+    return np.array([np.argwhere(labels == i).mean(axis=0)[::-1] for i in range(1, labels.max() + 1)])
+
+
+def test_positions_classes_and_outlines() -> None:
+    discs = [(20, 20, 8, True), (70, 30, 6, False), (100, 70, 10, True), (30, 70, 7, False)]
+    labels, positive = label_nuclei(*maps(discs), MPP, NUMBERS)
+    assert labels.dtype == np.int32
+    assert labels.max() == len(positive) == 4
+    for x, y, radius, is_positive in discs:
+        number = labels[y, x]
+        assert number > 0
+        np.testing.assert_allclose(centres(labels)[number - 1], (x, y), atol=0.5)
+        assert positive[number - 1] == is_positive
+        assert (labels == number).sum() == pytest.approx(np.pi * radius**2, rel=0.1)
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_touching_nuclei_stay_apart(second: bool) -> None:
+    discs = [(50, 40, 7, True), (64, 40, 7, second)]
+    labels, positive = label_nuclei(*maps(discs), MPP, NUMBERS)
+    left, right = labels[40, 50], labels[40, 64]
+    assert {left, right} == {1, 2}
+    assert [positive[left - 1], positive[right - 1]] == [True, second]
+    for number in (left, right):
+        assert (labels == number).sum() == pytest.approx(np.pi * 7**2, rel=0.15)
+
+
+def test_a_spot_without_stain_keeps_its_core_only() -> None:
+    probability, darkness = maps([(40, 40, 7, False)])
+    labels, _ = label_nuclei(probability, np.full_like(darkness, 0.1), MPP, NUMBERS)
+    core = np.pi * (1.5 / MPP) ** 2
+    assert labels[40, 40] == 1
+    assert core * 0.7 < (labels > 0).sum() < core * 1.6
+
+
+def test_dark_ground_does_not_make_a_nucleus_larger() -> None:
+    probability, darkness = maps([(40, 40, 7, True)])
+    labels, _ = label_nuclei(probability, darkness + 0.5, MPP, NUMBERS)
+    assert (labels == 1).sum() == pytest.approx(np.pi * 7**2, rel=0.1)
+
+
+def test_a_nucleus_is_one_piece_without_holes() -> None:
+    probability, darkness = maps([(40, 40, 8, True)])
+    darkness[43:46, 39:42] = 0.1  # a pale vesicle
+    darkness[38:43, 50:53] = 1.2  # a speck beside it, within reach
+    labels, _ = label_nuclei(probability, darkness, MPP, NUMBERS)
+    assert labels[44, 40] == 1
+    assert labels[40, 51] == 0
+
+
+def test_the_mask_is_kept_to() -> None:
+    discs = [(30, 40, 7, True), (90, 40, 7, False)]
+    mask = np.zeros(SHAPE, dtype=bool)
+    mask[:, :64] = True
+    labels, positive = label_nuclei(*maps(discs), MPP, NUMBERS, mask)
+    assert labels.max() == 1
+    assert list(positive) == [True]
+    assert labels[40, 90] == 0
+
+
+def test_membrane_alone_is_no_nucleus() -> None:
+    probability, darkness = maps([(40, 40, 7, True)])
+    probability[0] += probability[1]
+    probability[1] = 0
+    labels, positive = label_nuclei(probability, darkness, MPP, NUMBERS)
+    assert labels.max() == 0
+    assert positive.shape == (0,)
+
+
+class FakeNetwork:
+    """Takes the place of a bundle: a spot on each dark blob, positive where it is brown."""
+
+    path = Path("fake")
+
+    def __init__(self, kind: str = "cell_detection") -> None:
+        names = ("background", "positive", "ring", "negative", "ring 2")
+        found = (None, "Tumor: Positive", None, "Tumor: Negative", None)
+        classes = tuple(ModelClass(name, c) for name, c in zip(names, found, strict=True))
+        self.spec = ModelSpec(kind, "fake", classes, mpp=0.5, tile_size=64, overlap=8, postprocessing=NUMBERS)
+
+    def predict(self, tiles: Any) -> Any:
+        out = np.zeros((len(tiles), 5, *tiles.shape[1:3]), dtype=np.float32)
+        for tile, probability in zip(tiles, out, strict=True):
+            nucleus = np.clip(optical_density_sum(tile, (240.0, 240.0, 240.0)) - 0.6, 0, 1)
+            brown = tile[..., 0].astype(float) > tile[..., 2]
+            probability[1], probability[3] = nucleus * brown, nucleus * ~brown
+            probability[0] = 1 - nucleus
+        return out
+
+
+@pytest.fixture(scope="module")
+def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("network") / "slide.tif"
+    make_slide(path, SynthSettings(width=640, height=640, seed=3))
+    return path
+
+
+def cells_of(slide_path: Path, bundle: FakeNetwork, **options: Any) -> Any:
+    with Slide(slide_path) as slide:
+        return predict_cells(slide, bundle, stains=H_DAB, **options)  # type: ignore[arg-type]
+
+
+def test_no_nucleus_twice_or_lost_at_a_seam(slide_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = cells_of(slide_path, FakeNetwork())
+    monkeypatch.setattr(network, "TILE_SIZE_PX", 160)
+    steps: list[tuple[int, int]] = []
+    tiled = cells_of(slide_path, FakeNetwork(), progress=lambda done, total: steps.append((done, total)))
+    assert steps[-1] == (16, 16)
+    assert len(whole) > 60
+    assert abs(len(tiled) - len(whole)) <= 0.02 * len(whole)
+    shapes = tiled["nucleus"].to_numpy()
+    first, second = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+    pairs = first < second
+    shared = shapely.area(shapely.intersection(shapes[first[pairs]], shapes[second[pairs]]))
+    smaller = np.minimum(shapely.area(shapes[first[pairs]]), shapely.area(shapes[second[pairs]]))
+    assert not (shared > 0.3 * smaller).any()
+    tree = shapely.STRtree(shapely.centroid(shapes))
+    found = tree.query(shapely.centroid(whole["nucleus"].to_numpy()), predicate="dwithin", distance=4)
+    assert len(np.unique(found[0])) >= 0.98 * len(whole)
+
+
+def test_cells_lie_in_the_region_and_are_measured(slide_path: Path) -> None:
+    region = shapely.box(200, 200, 440, 440)
+    cells = cells_of(slide_path, FakeNetwork(), region=region)
+    centre = shapely.centroid(cells["nucleus"].to_numpy())
+    assert len(cells) > 10
+    assert shapely.contains(shapely.buffer(region, 1), centre).all()
+    assert set(cells["classification"].dropna()) == {"Tumor: Positive", "Tumor: Negative"}
+    area = shapely.area(cells["nucleus"].to_numpy()) * 0.25
+    np.testing.assert_allclose(cells["Nucleus: Area"], area, rtol=0.15)
+    assert shapely.covers(shapely.buffer(cells.geometry.to_numpy(), 1.5), cells["nucleus"].to_numpy()).all()
+
+
+def test_a_model_of_another_kind_is_refused(slide_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected cell_detection"):
+        cells_of(slide_path, FakeNetwork("tumour_segmentation"))
