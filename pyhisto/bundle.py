@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pyhisto.errors import BundleError, ConfigError
+from pyhisto.device import check_device, fast_bfloat16
+from pyhisto.errors import BundleError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +38,6 @@ __all__ = [
     "Bundle",
     "ModelClass",
     "ModelSpec",
-    "fast_bfloat16",
     "load_bundle",
     "normalise",
     "read_spec",
@@ -309,7 +309,7 @@ def load_bundle(folder: str | Path, *, kind: str | None = None, device: str = "c
     spec, sha256 = read_spec(folder)
     if kind is not None and spec.kind != kind:
         raise BundleError(f"{folder} is a model for {spec.kind}", expected=f"one for {kind}")
-    _check_device(device)
+    check_device(device)
     weights = folder / "models" / "model.pt"
     if not weights.is_file():
         raise BundleError(f"{weights} is missing", remedy="copy the bundle again")
@@ -328,20 +328,6 @@ def load_bundle(folder: str | Path, *, kind: str | None = None, device: str = "c
     bundle = Bundle(folder, spec, sha256, model, device)
     _check_golden(bundle)
     return bundle
-
-
-def _check_device(device: str) -> None:
-    """Refuse a device that this machine does not have."""
-    import torch
-
-    present = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not present.get(device, False):
-        found = ", ".join(name for name, there in present.items() if there)
-        raise ConfigError(f"device {device!r} is not available", expected=f"one of {found}")
 
 
 def _check_golden(bundle: Bundle) -> None:
@@ -363,18 +349,6 @@ def _check_golden(bundle: Bundle) -> None:
         reduced = bundle.predict(tile[np.newaxis])[0]
         if not float(np.abs(reduced - expected).mean()) <= REDUCED_TOLERANCE:
             bundle.precision = "float32"
-
-
-def fast_bfloat16(device: str) -> bool:
-    """Return whether a device computes bfloat16 faster than float32."""
-    import torch
-
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return False
 
 
 def _sha256(path: Path) -> str:

@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from pyhisto.bundle import ModelSpec, fast_bfloat16, normalise
+from pyhisto.bundle import ModelSpec, normalise
 from pyhisto.dataset import PatchDataset
+from pyhisto.device import fast_bfloat16
 from pyhisto.errors import TrainingError
 from pyhisto.losses import DiceCrossEntropy
 

@@ -130,8 +130,8 @@ def start_run(project: Project, analysis: str, config: Mapping[str, Any], models
             if run.record.get("status") == "running" and run.record.get("fingerprint") == fingerprint:
                 return run
             break
-    now = datetime.datetime.now().astimezone()
-    folder = project.path.parent / FOLDER / f"{now:%Y%m%d-%H%M%S}-{analysis}-{uuid.uuid4().hex[:6]}"
+    now = datetime.datetime.now(datetime.UTC)  # a clock that never turns back, and finer than two runs can follow
+    folder = project.path.parent / FOLDER / f"{now:%Y%m%d-%H%M%S-%f}-{analysis}-{uuid.uuid4().hex[:6]}"
     folder.mkdir(parents=True)
     run = Run(
         folder,

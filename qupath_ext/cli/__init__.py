@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -40,6 +41,9 @@ class Cli(click.Group):
         """Run a command; an error that a user can act on becomes one line and exit code 2."""
         from pyhisto.errors import PyhistoError
 
+        # OpenMP threads that spin while they wait make a training step six times slower (8.4 s instead of 1.5 s on two
+        # cores) as soon as anything else wants a core; sleeping costs nothing measurable when nothing does.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             return super().invoke(ctx)
         except PyhistoError as error:

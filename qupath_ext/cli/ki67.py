@@ -201,12 +201,16 @@ class _Job:
 def _score_slide(path: Path, folder: Path, mpp: float | None, job: _Job) -> tuple[Project | None, list[ImageResult]]:
     """Make a project for a slide and score it; if that fails, the project is taken away again."""
     from pyhisto.slide import Slide
+    from pyhisto.stain import H_DAB
     from qupath_ext.workflows.ki67 import analyse_slide
 
     with Slide(path, mpp=mpp) as slide:
         slide.read_region(0, 0, 1, 1, mpp=slide.mean_mpp)
         if job.dry_run:
-            result = analyse_slide(slide, job.settings, tumour=job.tumour, cells=job.cells, progress=job.progress)
+            stains = None if job.settings.stains == "auto" else H_DAB  # a new project has the default stains
+            result = analyse_slide(
+                slide, job.settings, stains=stains, tumour=job.tumour, cells=job.cells, progress=job.progress
+            )
             return None, [result]
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     project = create_project(folder)
@@ -263,10 +267,13 @@ def _print(
         return
     for result in results:
         index = result.index
-        click.echo(
-            f"{result.name}: Ki-67 {index.percent:.1f} % (95 % interval {index.low:.1f} to {index.high:.1f} %), "
-            f"{index.total} cells, {index.positive} positive, in {result.region_area_mm2:.2f} mm²"
-        )
+        where = f"in {result.region_area_mm2:.2f} mm²"
+        if index.total:
+            interval = f"95 % interval {index.low:.1f} to {index.high:.1f} %"
+            found = f"Ki-67 {index.percent:.1f} % ({interval}), {index.total} cells, {index.positive} positive"
+        else:
+            found = "no cells"
+        click.echo(f"{result.name}: {found}, {where}")
         if result.replaced or result.kept:
             click.echo(
                 f"  {result.replaced} objects of earlier runs replaced, {result.kept} kept as a person left them"

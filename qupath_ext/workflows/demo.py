@@ -29,6 +29,7 @@ from pyhisto.bundle import Bundle, ModelSpec, load_bundle
 from pyhisto.dataset import Task
 from pyhisto.errors import ConfigError
 from pyhisto.metrics import DetectionScore, dice, score_detections
+from pyhisto.models import MODELS
 from pyhisto.objects import load_objects, save_objects
 from pyhisto.slide import Slide
 from pyhisto.stain import H_DAB, estimate_background
@@ -133,6 +134,7 @@ def run_demo(folder: Path, study: Study, *, say: Say, progress: Progress | None 
     PyhistoError
         If a stage fails; a later call goes on there.
     """
+    _check_study(study)
     state = _State(folder, study)
     state.save()
     _make_slides(folder, study, state, say)
@@ -150,16 +152,32 @@ def _slide_names(study: Study) -> list[str]:
     return [*(f"training-{number}" for number in range(1, study.slides.training + 1)), HELD_OUT]
 
 
+def _slide_settings(study: Study) -> dict[str, SynthSettings]:
+    size = study.slides
+    return {
+        name: SynthSettings(width=size.width, height=size.height, mpp=size.mpp, seed=study.seed * 1000 + number)
+        for number, name in enumerate(_slide_names(study))
+    }
+
+
+def _check_study(study: Study) -> None:
+    """Refuse what cannot work before anything is written."""
+    if study.slides.training < 1:
+        raise ConfigError(f"{study.slides.training} training slides", expected="1 or more")
+    _slide_settings(study)
+    for part in (study.tumour, study.cells):
+        if part.architecture not in MODELS:
+            raise ConfigError(f"unknown model {part.architecture!r}", expected=f"one of {', '.join(sorted(MODELS))}")
+
+
 def _make_slides(folder: Path, study: Study, state: _State, say: Say) -> None:
     """Draw the slides; the truth about each is written last, so that it vouches for the slide."""
     if state.is_done("slides"):
         return
     slides = folder / "slides"
     slides.mkdir(exist_ok=True)
-    size = study.slides
-    for number, name in enumerate(_slide_names(study)):
+    for number, (name, settings) in enumerate(_slide_settings(study).items()):
         say(f"draw slide {name}")
-        settings = SynthSettings(width=size.width, height=size.height, mpp=size.mpp, seed=study.seed * 1000 + number)
         truth = make_slide(slides / f"{name}.tif", settings)
         save_objects(slides / f"{name}.tumour.parquet", truth.tumour)
         save_objects(slides / f"{name}.nuclei.parquet", truth.nuclei)

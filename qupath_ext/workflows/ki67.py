@@ -20,7 +20,7 @@ from pyhisto.bundle import Bundle
 from pyhisto.errors import PyhistoError
 from pyhisto.inference import predict_tumour
 from pyhisto.metrics import Index, ki67_index
-from pyhisto.nuclei import CellDetectionSettings, auto_settings, detect_cells
+from pyhisto.nuclei import AutoSettings, CellDetectionSettings, auto_settings, detect_cells
 from pyhisto.nuclei.network import predict_cells
 from pyhisto.objects import concat_objects, empty_objects, load_objects, make_objects
 from pyhisto.slide import Slide
@@ -309,7 +309,7 @@ def analyse_slide(
     drawn = empty_objects() if drawn is None else drawn
     new, parents = _parents(slide, settings, drawn, tumour, report("tumour"))
     region = _without_ignored(parents, drawn)
-    automatic = auto_settings(slide, base=settings.detection, region=None if region.is_empty else region)
+    automatic = _estimated(slide, settings, stains, region, classical=cells is None)
     stains = stains or automatic.stains
     detection = automatic.settings if settings.automatic else settings.detection
     base_class = settings.tumour_class if _is_tumour(parents, settings) else None
@@ -335,6 +335,15 @@ def analyse_slide(
         notes=automatic.notes if settings.automatic or settings.stains == "auto" else (),
         seconds=time.perf_counter() - begin,
     )
+
+
+def _estimated(
+    slide: Slide, settings: Ki67Settings, stains: StainVectors | None, region: Any, *, classical: bool
+) -> AutoSettings:
+    """Derive stains and thresholds from the slide, where either is wanted."""
+    if stains is not None and not (classical and settings.automatic):
+        return AutoSettings(settings.detection, stains)
+    return auto_settings(slide, base=settings.detection, region=None if region.is_empty else region)
 
 
 def _parents(

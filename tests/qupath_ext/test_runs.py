@@ -90,7 +90,12 @@ def test_unclassified_and_unnamed_stays_untouched() -> None:
 def test_only_objects_that_are_there_are_named() -> None:
     written = gpd.GeoDataFrame(
         make_objects(
-            [HOLED, HOLED], object_type="annotation", ids=["gone", "a"], classification="Tumor", name="core", locked=True
+            [HOLED, HOLED],
+            object_type="annotation",
+            ids=["gone", "a"],
+            classification="Tumor",
+            name="core",
+            locked=True,
         )
     )
     present = make_objects([HOLED, HOLED], object_type="annotation", ids=["by hand", "a"], classification="Tumor")

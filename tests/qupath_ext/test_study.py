@@ -41,7 +41,7 @@ def test_a_changed_value_arrives(tmp_path: Path) -> None:
         ("seed = 0", "sead = 0", "unknown key 'sead'"),
         ("learning_rate", "learning_rat", "unknown key 'learning_rat'"),
         ("seed = 0", 'seed = "zero"', r"seed is 'zero'; expected a value of the type int"),
-        ("steps = 100", "steps = 1.5", r"steps is 1\.5"),
+        ("batch_size = 8", "batch_size = 1.5", r"batch_size is 1\.5"),
         ("[tumour]\n", "[tumour]\ndecoder_channels = 16\n", "decoder_channels is 16; expected a list"),
         ('architecture = "unet-densenet121"\n', "", "architecture"),
         ("seed = 0", "seed = ", "is no TOML"),

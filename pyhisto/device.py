@@ -1,0 +1,40 @@
+"""Where networks run, and what the hardware there is good at."""
+
+from __future__ import annotations
+
+from pyhisto.errors import ConfigError
+
+__all__ = ["check_device", "fast_bfloat16"]
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Parameters
+    ----------
+    device
+        ``"cpu"``, ``"cuda"`` or ``"mps"``.
+
+    Raises
+    ------
+    ConfigError
+        If it is another one, or not available.
+    """
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device, False):
+        found = ", ".join(name for name in there if there[name])
+        raise ConfigError(f"device {device!r} is not available", expected=f"one of {found}")
+
+
+def fast_bfloat16(device: str) -> bool:
+    """Return whether a device computes bfloat16 faster than float32."""
+    import torch
+
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
