@@ -6,6 +6,7 @@ cells go into the project under the promises of :mod:`qupath_ext.runs`.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +14,6 @@ from typing import Any, Literal
 
 import geopandas as gpd
 import numpy as np
-import pandas as pd
 import shapely
 
 from pyhisto.bundle import Bundle
@@ -22,16 +22,24 @@ from pyhisto.inference import predict_tumour
 from pyhisto.metrics import Index, ki67_index
 from pyhisto.nuclei import AutoSettings, CellDetectionSettings, auto_settings, detect_cells
 from pyhisto.nuclei.network import predict_cells
-from pyhisto.objects import concat_objects, empty_objects, load_objects, make_objects
+from pyhisto.objects import concat_objects, empty_objects, load_objects
 from pyhisto.slide import Slide
 from pyhisto.stain import H_DAB, StainVectors
-from pyhisto.tissue import TissueSettings, detect_tissue
+from pyhisto.tissue import detect_tissue
 from qupath_ext.errors import ProjectError
 from qupath_ext.frames import is_default_stains, open_slide, to_entry_frame, to_slide_frame, to_stain_vectors
 from qupath_ext.project import ImageEntry, Project, pack_rgb
 from qupath_ext.runs import Run, earlier_objects, start_run, untouched
+from qupath_ext.workflows.regions import (
+    RegionSource,
+    cells_inside,
+    region_to_search,
+    with_parents,
+    without_doubles,
+    without_ignored,
+)
 
-__all__ = ["CLASSES", "ImageResult", "Ki67Settings", "analyse_slide", "annotate_project", "region_to_search"]
+__all__ = ["CLASSES", "ImageResult", "Ki67Settings", "analyse_slide", "annotate_project"]
 
 ANALYSIS = "ki67"
 
@@ -48,14 +56,7 @@ CLASSES = {
 FIELD_UM = 250.0
 """Side of the fields that the interval of the index is resampled over."""
 
-TISSUE_MARGIN_UM = 50.0
-"""How far around the tissue is looked for cells, so that none at its edge is cut off."""
-
-IGNORE_CLASS = "Ignore*"
-"""QuPath's class for areas that are not to be looked at."""
-
 StainSource = Literal["auto", "project", "default"]
-RegionSource = Literal["auto", "tumour", "tissue", "image"]
 Progress = Callable[[str, int, int], None]
 
 
@@ -215,18 +216,18 @@ def _annotate(
     """Analyse one image and write the result, replacing what earlier runs wrote and nobody changed."""
     present = entry.read_objects()
     written = earlier_objects(project, ANALYSIS, entry.id)
-    replaceable = [] if written is None else untouched(written, present)
-    kept = 0 if written is None else len(written.index.intersection(present.index)) - len(replaceable)
+    same = [] if written is None else untouched(written, present)
+    changed = present.index[:0] if written is None else written.index.intersection(present.index).difference(same)
+    replaceable = _to_replace(present.loc[same], settings, tumour)
     drawn = to_slide_frame(present.drop(index=replaceable), entry)
+    kept = drawn.loc[changed]
     with open_slide(entry, settings.mpp) as slide:
         stains = _project_stains(entry, settings.stains)
         result = analyse_slide(
-            slide, settings, stains=stains, drawn=drawn, tumour=tumour, cells=cells, progress=progress
+            slide, settings, stains=stains, drawn=drawn, kept=kept, tumour=tumour, cells=cells, progress=progress
         )
     objects = to_entry_frame(result.objects, entry)
-    result = ImageResult(
-        **{**result.__dict__, "name": entry.name, "entry_id": entry.id, "kept": kept, "replaced": len(replaceable)}
-    )
+    result = dataclasses.replace(result, name=entry.name, entry_id=entry.id, kept=len(kept), replaced=len(replaceable))
     if run is None:
         return result
     used = {name: CLASSES.get(name) for name in objects["classification"].dropna().unique()}
@@ -236,6 +237,14 @@ def _annotate(
     entry.write_objects(add=objects, remove=replaceable, lock=sorted(parents))
     run.finish_image(entry.id, result.summary())
     return result
+
+
+def _to_replace(same: gpd.GeoDataFrame, settings: Ki67Settings, tumour: Bundle | None) -> list[str]:
+    """Return which untouched objects of earlier runs go: all, or all but tumour that this run looks inside."""
+    if tumour is not None or settings.region not in ("auto", "tumour"):
+        return [str(id_) for id_ in same.index]
+    is_tumour = (same["object_type"] == "annotation") & (same["classification"] == settings.tumour_class)
+    return [str(id_) for id_ in same.index[~is_tumour]]
 
 
 def _recorded(run: Run, entry: ImageEntry) -> ImageResult:
@@ -277,6 +286,7 @@ def analyse_slide(
     *,
     stains: StainVectors | None = None,
     drawn: gpd.GeoDataFrame | None = None,
+    kept: gpd.GeoDataFrame | None = None,
     tumour: Bundle | None = None,
     cells: Bundle | None = None,
     progress: Progress | None = None,
@@ -293,6 +303,9 @@ def analyse_slide(
         Stain vectors and white; estimated from the slide if None.
     drawn
         Path-object table of what is annotated already, level-0 px.
+    kept
+        Objects of earlier runs that a person changed, level-0 px: a cell among them stands for what is found there,
+        and counts.
     tumour, cells, progress
         As in :func:`annotate_project`.
 
@@ -308,7 +321,7 @@ def analyse_slide(
 
     drawn = empty_objects() if drawn is None else drawn
     new, parents = _parents(slide, settings, drawn, tumour, report("tumour"))
-    region = _without_ignored(parents, drawn)
+    region = without_ignored(parents, drawn)
     automatic = _estimated(slide, settings, stains, region, classical=cells is None)
     stains = stains or automatic.stains
     detection = automatic.settings if settings.automatic else settings.detection
@@ -324,12 +337,13 @@ def analyse_slide(
         found = detect_cells(
             slide, detection, stains=stains, region=region, base_class=base_class, progress=report("cells")
         )
-    found = _with_parents(found, parents)
+    corrected = cells_inside(kept, region)
+    found = with_parents(without_doubles(found, corrected), parents)
     return ImageResult(
         name=slide.path.name,
         entry_id="",
         objects=concat_objects([new, found]),
-        index=_index(found, slide),
+        index=_index(concat_objects([found, corrected]), slide),
         region_area_mm2=float(region.area * slide.mpp[0] * slide.mpp[1] / 1e6),
         settings=_described(slide, settings, detection, stains, cells, automatic.measured),
         notes=automatic.notes if settings.automatic or settings.stains == "auto" else (),
@@ -360,70 +374,20 @@ def _parents(
         new = predict_tumour(slide, tumour, outline, progress=progress)
         new["locked"] = True
         return new, new
-    areas = region_to_search(slide, settings.region, drawn, settings)
+    areas = region_to_search(slide, settings.region, drawn, settings.tumour_class)
     existing = areas.index.isin(drawn.index)
     new = areas[~existing].copy()
     new["locked"] = True
     return new, areas
 
 
-def region_to_search(
-    slide: Slide, source: RegionSource, drawn: gpd.GeoDataFrame, settings: Ki67Settings
-) -> gpd.GeoDataFrame:
-    """Return the annotations inside which to look, level-0 px: drawn ones, or new ones around tissue or image.
-
-    Raises
-    ------
-    ProjectError
-        If tumour annotations are asked for and there are none.
-    """
-    is_area = shapely.get_dimensions(drawn.geometry.to_numpy()) == 2
-    mine = (drawn["object_type"] == "annotation") & (drawn["classification"] == settings.tumour_class) & is_area
-    if source == "tumour" or (source == "auto" and mine.any()):
-        if not mine.any():
-            raise ProjectError(
-                f"{slide.path.name}: no annotation of the class {settings.tumour_class!r}",
-                remedy="draw one in QuPath, give a tumour model with --tumour, or use --region tissue",
-            )
-        return drawn[mine]
-    if source == "image":
-        return make_objects([shapely.box(0, 0, *slide.dimensions)], object_type="annotation")
-    return detect_tissue(slide, TissueSettings(margin_um=TISSUE_MARGIN_UM))
-
-
-def _without_ignored(parents: gpd.GeoDataFrame, drawn: gpd.GeoDataFrame) -> Any:
-    """Return where cells are looked for: the annotations without what a person marked as ``Ignore*``."""
-    if len(parents) == 0:
-        return shapely.Polygon()
-    is_area = shapely.get_dimensions(drawn.geometry.to_numpy()) == 2
-    ignored = drawn[(drawn["classification"] == IGNORE_CLASS).to_numpy() & is_area]
-    region = _joined(parents)
-    return shapely.difference(region, _joined(ignored)) if len(ignored) else region
-
-
-def _joined(objects: gpd.GeoDataFrame) -> Any:
-    """Return the area of some objects; outlines drawn by hand may cross themselves."""
-    return shapely.union_all(shapely.make_valid(objects.geometry.to_numpy()))
-
-
 def _is_tumour(parents: gpd.GeoDataFrame, settings: Ki67Settings) -> bool:
     return bool(len(parents)) and bool((parents["classification"] == settings.tumour_class).all())
 
 
-def _with_parents(cells: gpd.GeoDataFrame, parents: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """Give each cell the annotation in which the centroid of its nucleus lies, the nearest one at a border."""
-    if len(cells) == 0 or len(parents) == 0:
-        return cells
-    nuclei = cells["nucleus"].where(cells["nucleus"].notna(), cells["geometry"]).to_numpy()
-    centres = shapely.centroid(nuclei)
-    which = shapely.STRtree(parents.geometry.to_numpy()).nearest(centres)
-    out = cells.copy()
-    out["parent_id"] = pd.Series(parents.index.to_numpy()[which], index=cells.index, dtype=object)
-    return out
-
-
 def _index(cells: gpd.GeoDataFrame, slide: Slide) -> Index:
-    """Return the index of classified cells; fields are squares of :data:`FIELD_UM`."""
+    """Return the index of the cells classed positive or negative; fields are squares of :data:`FIELD_UM`."""
+    cells = cells[cells["classification"].astype(str).str.endswith(("Positive", "Negative")).to_numpy(dtype=bool)]
     centres = shapely.get_coordinates(shapely.centroid(cells.geometry.to_numpy())) * slide.mpp
     positive = cells["classification"].astype(str).str.endswith("Positive").to_numpy(dtype=bool)
     return ki67_index(centres.reshape(-1, 2), positive, block=FIELD_UM)

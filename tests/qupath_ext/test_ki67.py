@@ -23,7 +23,7 @@ from qupath_ext.cli import main
 from qupath_ext.errors import ProjectError
 from qupath_ext.native.nativeentry import NativeEntry
 from qupath_ext.project import ImageEntry, Project, create_project, open_project
-from qupath_ext.runs import Run, list_runs
+from qupath_ext.runs import Run, list_runs, start_run
 from qupath_ext.workflows import ki67
 from qupath_ext.workflows.ki67 import ImageResult, Ki67Settings, analyse_slide, annotate_project
 
@@ -181,7 +181,11 @@ def test_a_cell_that_a_person_changed_stays(project: Project, change: dict[str, 
     second = one_result(project)
     assert (second.kept, second.replaced) == (1, first.index.total - 1)
     assert second.summary()["kept_by_person"] == 1
+    # the kept cell stands for the nucleus: no second one on it, and it counts unless it is no tumour cell any more
+    assert second.index.total == first.index.total - ("classification" in change)
     cells = cells_of(project)
+    nuclei = cells["nucleus"].to_numpy()
+    assert shapely.intersects(cells.loc[mine, "nucleus"], shapely.centroid(nuclei)).sum() == 1
     assert all(cells.loc[mine, column] == value for column, value in change.items())
     third = one_result(project)
     assert third.kept == 1
@@ -199,6 +203,22 @@ def test_an_annotation_of_this_tool_that_a_person_renamed_stays(tmp_path: Path, 
     second = one_result(project)
     assert second.kept == 1
     assert objects_of(project).loc[mine, "name"] == "tissue, checked"
+
+
+def test_tumour_that_an_earlier_run_found_is_looked_inside_and_kept(tmp_path: Path, slides: list[Path]) -> None:
+    project = create_project(tmp_path / "bare")
+    entry = project.add_image(slides[0])
+    run = start_run(project, "ki67", {"from": "a model"}, {})
+    tumour = make_objects(
+        [shapely.box(200, 200, 500, 500)], object_type="annotation", classification="Tumor", locked=True
+    )
+    run.plan(entry.id, tumour)
+    entry.write_objects(add=tumour)
+    run.finish()
+    result = one_result(project)
+    assert result.replaced == 0
+    assert tumour.index[0] in objects_of(project).index
+    assert set(cells_of(project)["parent_id"]) == {tumour.index[0]}
 
 
 def test_a_cell_that_a_person_deleted_is_nobody_s(project: Project) -> None:

@@ -1,0 +1,97 @@
+"""Where cells are looked for, and which annotation or corrected cell a found cell belongs to."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+
+from pyhisto.objects import empty_objects, make_objects
+from pyhisto.slide import Slide
+from pyhisto.tissue import TissueSettings, detect_tissue
+from qupath_ext.errors import ProjectError
+
+__all__ = ["RegionSource", "cells_inside", "region_to_search", "with_parents", "without_doubles", "without_ignored"]
+
+RegionSource = Literal["auto", "tumour", "tissue", "image"]
+
+TISSUE_MARGIN_UM = 50.0
+"""How far around the tissue is looked for cells, so that none at its edge is cut off."""
+
+IGNORE_CLASS = "Ignore*"
+"""QuPath's class for areas that are not to be looked at."""
+
+
+def region_to_search(
+    slide: Slide, source: RegionSource, drawn: gpd.GeoDataFrame, tumour_class: str
+) -> gpd.GeoDataFrame:
+    """Return the annotations inside which to look, level-0 px: drawn ones, or new ones around tissue or image.
+
+    Raises
+    ------
+    ProjectError
+        If tumour annotations are asked for and there are none.
+    """
+    is_area = shapely.get_dimensions(drawn.geometry.to_numpy()) == 2
+    mine = (drawn["object_type"] == "annotation") & (drawn["classification"] == tumour_class) & is_area
+    if source == "tumour" or (source == "auto" and mine.any()):
+        if not mine.any():
+            raise ProjectError(
+                f"{slide.path.name}: no annotation of the class {tumour_class!r}",
+                remedy="draw one in QuPath, give a tumour model with --tumour, or use --region tissue",
+            )
+        return drawn[mine]
+    if source == "image":
+        return make_objects([shapely.box(0, 0, *slide.dimensions)], object_type="annotation")
+    return detect_tissue(slide, TissueSettings(margin_um=TISSUE_MARGIN_UM))
+
+
+def without_ignored(parents: gpd.GeoDataFrame, drawn: gpd.GeoDataFrame) -> Any:
+    """Return where cells are looked for: the annotations without what a person marked as ``Ignore*``."""
+    if len(parents) == 0:
+        return shapely.Polygon()
+    is_area = shapely.get_dimensions(drawn.geometry.to_numpy()) == 2
+    ignored = drawn[(drawn["classification"] == IGNORE_CLASS).to_numpy() & is_area]
+    region = _joined(parents)
+    return shapely.difference(region, _joined(ignored)) if len(ignored) else region
+
+
+def _joined(objects: gpd.GeoDataFrame) -> Any:
+    """Return the area of some objects; outlines drawn by hand may cross themselves."""
+    return shapely.union_all(shapely.make_valid(objects.geometry.to_numpy()))
+
+
+def with_parents(cells: gpd.GeoDataFrame, parents: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Give each cell the annotation in which the centroid of its nucleus lies, the nearest one at a border."""
+    if len(cells) == 0 or len(parents) == 0:
+        return cells
+    centres = shapely.centroid(_nuclei(cells))
+    which = shapely.STRtree(parents.geometry.to_numpy()).nearest(centres)
+    out = cells.copy()
+    out["parent_id"] = pd.Series(parents.index.to_numpy()[which], index=cells.index, dtype=object)
+    return out
+
+
+def cells_inside(objects: gpd.GeoDataFrame | None, region: Any) -> gpd.GeoDataFrame:
+    """Return the classified cells and detections among some objects whose centroid lies in a region."""
+    if objects is None or len(objects) == 0:
+        return empty_objects()
+    is_cell = objects["object_type"].isin(["cell", "detection"]) & objects["classification"].notna()
+    inside = shapely.intersects(region, shapely.centroid(objects.geometry.to_numpy()))
+    return objects[is_cell.to_numpy() & inside]
+
+
+def without_doubles(cells: gpd.GeoDataFrame, corrected: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Leave out cells whose nucleus has its centroid in the nucleus of a cell that a person corrected."""
+    if len(cells) == 0 or len(corrected) == 0:
+        return cells
+    hit, _ = shapely.STRtree(_nuclei(corrected)).query(shapely.centroid(_nuclei(cells)), predicate="intersects")
+    return cells.drop(index=cells.index[np.unique(hit)])
+
+
+def _nuclei(cells: gpd.GeoDataFrame) -> Any:
+    """Return the nuclei of cells, and the outline of those that have none; object (n,)."""
+    return cells["nucleus"].where(cells["nucleus"].notna(), cells["geometry"]).to_numpy()
