@@ -23,6 +23,8 @@ class Augmentation:
         Relative change of the µm/px that the patch is read at.
     stain
         Relative change of the optical density of each of haematoxylin and DAB (HED jitter, Tellez 2018).
+    hue
+        Relative change of what each stain absorbs of red, green and blue, each by itself: another batch of the dye.
     brightness
         Relative change of the white point of each channel.
     blur_px
@@ -31,6 +33,7 @@ class Augmentation:
 
     scale: float = 0.15
     stain: float = 0.25
+    hue: float = 0.25
     brightness: float = 0.06
     blur_px: float = 0.8
 
@@ -61,7 +64,9 @@ def augment(
     basis = np.vstack([basis, np.cross(basis[0], basis[1])])
     basis /= np.linalg.norm(basis, axis=1, keepdims=True)
     gain = (1 + rng.uniform(-settings.stain, settings.stain, 3)).astype(np.float32)
-    matrix = np.linalg.inv(basis) @ np.diag(gain) @ basis
+    target = basis.copy()
+    target[:2] *= (1 + rng.uniform(-settings.hue, settings.hue, (2, 3))).astype(np.float32)
+    matrix = np.linalg.inv(basis) @ np.diag(gain) @ target
     light = (1 + rng.uniform(-settings.brightness, settings.brightness, 3)).astype(np.float32)
     image = 255 * light * 10 ** -(density @ matrix)
     sigma = rng.uniform(0, settings.blur_px)

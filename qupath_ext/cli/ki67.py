@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from qupath_ext.errors import ProjectExistsError
 from qupath_ext.project import create_project, open_project
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _score_slide(path: Path, folder: Path, mpp: float | None, job: _Job) -> tupl
             )
             return None, [result]
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    project = create_project(folder)
+    project = _new_project(folder)
     try:
         entry = project.add_image(path, mpp=mpp)
         results, failures = job.run(project, [entry])
@@ -226,6 +227,20 @@ def _score_slide(path: Path, folder: Path, mpp: float | None, job: _Job) -> tupl
             place.rmdir()
         raise
     return project, results
+
+
+def _new_project(folder: Path) -> Project:
+    """Make a project; where there is one already, say how to go on with it."""
+    try:
+        return create_project(folder)
+    except ProjectExistsError as error:
+        if not any(folder.glob("*.qpproj")):
+            raise
+        raise ProjectExistsError(
+            f"{folder} holds a project already",
+            expected="a new or empty folder",
+            remedy=f"choose another --output, or score its images: qupath-ext ki67 {folder}",
+        ) from error
 
 
 def _empty(folder: Path) -> None:

@@ -18,7 +18,7 @@ from pyhisto.errors import ConfigError, TrainingError
 from pyhisto.objects import make_objects
 
 Pixels = np.ndarray[Any, Any]
-NO_CHANGE = Augmentation(scale=0, stain=0, brightness=0, blur_px=0)
+NO_CHANGE = Augmentation(scale=0, stain=0, hue=0, brightness=0, blur_px=0)
 box = shapely.box
 
 
@@ -369,7 +369,7 @@ def test_stain_change_moves_haematoxylin_and_dab_alone() -> None:
     density = 0.5 * np.array([0.65111, 0.70119, 0.29049])
     rgb = np.full((4, 4, 3), 255, dtype=np.uint8)
     rgb[:2] = np.round(255 * 10**-density)
-    change = Augmentation(scale=0, stain=0.25, brightness=0, blur_px=0)
+    change = Augmentation(scale=0, stain=0.25, hue=0, brightness=0, blur_px=0)
     gains = []
     for seed in range(20):
         image, _ = augment(rgb, np.zeros((4, 4), dtype=np.uint8), change, np.random.default_rng(seed))
@@ -381,3 +381,23 @@ def test_stain_change_moves_haematoxylin_and_dab_alone() -> None:
         gains.append(ratio.mean())
     assert 0.74 < min(gains) < 0.9
     assert 1.1 < max(gains) < 1.26
+
+
+def test_hue_change_gives_each_stain_another_colour() -> None:
+    """Of pure haematoxylin each channel's density changes by itself, by at most a quarter; white stays white."""
+    density = 0.5 * np.array([0.65111, 0.70119, 0.29049])
+    rgb = np.full((4, 4, 3), 255, dtype=np.uint8)
+    rgb[:2] = np.round(255 * 10**-density)
+    change = Augmentation(scale=0, stain=0, hue=0.25, brightness=0, blur_px=0)
+    ratios = []
+    for seed in range(40):
+        image, _ = augment(rgb, np.zeros((4, 4), dtype=np.uint8), change, np.random.default_rng(seed))
+        pixels = image.reshape(-1, 3)
+        assert (pixels == 255).all(axis=1).sum() == 8
+        ratios.append(-np.log10(pixels[pixels.sum(axis=1) < 700][0] / 255) / density)
+    spread = np.array(ratios)
+    assert spread.min() > 0.75 - 0.03
+    assert spread.max() < 1.25 + 0.03
+    assert np.all(spread.min(axis=0) < 0.85)
+    assert np.all(spread.max(axis=0) > 1.15)
+    assert abs(np.corrcoef(spread.T)[0, 1]) < 0.4

@@ -185,7 +185,9 @@ def test_an_unknown_image(inside: Path, slide: Path) -> None:
 
 def test_an_output_folder_with_something_in_it(inside: Path, slide: Path) -> None:
     create_project(inside / "p").add_image(slide)
-    assert "is not empty" in refused(inside, slide, *QUICK, "--output", "p")
+    line = refused(inside, slide, *QUICK, "--output", "p")
+    assert "holds a project already" in line
+    assert f"qupath-ext ki67 {inside / 'p'}" in line  # how to go on with it
     (inside / "file").write_text("x", "utf-8")
     assert "is not empty" in refused(inside, slide, *QUICK, "--output", "file")
     (inside / "good-ki67").mkdir()
