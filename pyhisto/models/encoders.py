@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from monai.networks.blocks import BaseEncoder
@@ -25,12 +25,42 @@ __all__ = ["DenseNet121Encoder", "ResNet34Encoder", "load_encoder_weights"]
 RESNET34_URL = "https://download.pytorch.org/models/resnet34-b627a593.pth"
 
 
-class DenseNet121Encoder(DenseNet121, BaseEncoder):  # type: ignore[misc]
+class _Encoder(BaseEncoder):  # type: ignore[misc]
+    """What ``FlexibleUNet`` asks of an encoder, answered from two class attributes."""
+
+    NAME: ClassVar[str]
+    CHANNELS: ClassVar[tuple[int, ...]]
+
+    @classmethod
+    def get_encoder_parameters(cls) -> list[dict[str, Any]]:
+        """Return the constructor arguments of the encoder."""
+        return [{"spatial_dims": 2, "in_channels": 3, "pretrained": False}]
+
+    @classmethod
+    def num_channels_per_output(cls) -> list[tuple[int, ...]]:
+        """Return the channels of the features."""
+        return [cls.CHANNELS]
+
+    @classmethod
+    def num_outputs(cls) -> list[int]:
+        """Return the number of features."""
+        return [len(cls.CHANNELS)]
+
+    @classmethod
+    def get_encoder_names(cls) -> list[str]:
+        """Return the name under which ``FlexibleUNet`` finds the encoder."""
+        return [cls.NAME]
+
+
+class DenseNet121Encoder(DenseNet121, _Encoder):  # type: ignore[misc]
     """DenseNet-121 (Huang 2017) that returns its five resolutions.
 
     The taps are the stem after its ReLU and each dense block; after a transition's norm and ReLU, where the channels
     of a block are first used, so that the skip carries what the next block sees.
     """
+
+    NAME = "densenet121"
+    CHANNELS = (64, 256, 512, 1024, 1024)
 
     def __init__(self, spatial_dims: int = 2, in_channels: int = 3, pretrained: bool = False, **options: Any) -> None:
         super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, out_channels=1, **options)
@@ -54,29 +84,12 @@ class DenseNet121Encoder(DenseNet121, BaseEncoder):  # type: ignore[misc]
         features.append(x)
         return features
 
-    @classmethod
-    def get_encoder_parameters(cls) -> list[dict[str, Any]]:
-        """Return the constructor arguments of each registered encoder."""
-        return [{"spatial_dims": 2, "in_channels": 3, "pretrained": False}]
 
-    @classmethod
-    def num_channels_per_output(cls) -> list[tuple[int, ...]]:
-        """Return the channels of the five features."""
-        return [(64, 256, 512, 1024, 1024)]
-
-    @classmethod
-    def num_outputs(cls) -> list[int]:
-        """Return the number of features."""
-        return [5]
-
-    @classmethod
-    def get_encoder_names(cls) -> list[str]:
-        """Return the names under which ``FlexibleUNet`` finds it."""
-        return ["densenet121"]
-
-
-class ResNet34Encoder(ResNet, BaseEncoder):  # type: ignore[misc]
+class ResNet34Encoder(ResNet, _Encoder):  # type: ignore[misc]
     """ResNet-34 (He 2016) with projection shortcuts, layer by layer the network that ImageNet weights exist for."""
+
+    NAME = "resnet34-imagenet"  # MONAI keeps "resnet34" for its own
+    CHANNELS = (64, 64, 128, 256, 512)
 
     def __init__(self, spatial_dims: int = 2, in_channels: int = 3, pretrained: bool = False, **options: Any) -> None:
         super().__init__(
@@ -104,26 +117,6 @@ class ResNet34Encoder(ResNet, BaseEncoder):  # type: ignore[misc]
             x = layer(x)
             features.append(x)
         return features
-
-    @classmethod
-    def get_encoder_parameters(cls) -> list[dict[str, Any]]:
-        """Return the constructor arguments of each registered encoder."""
-        return [{"spatial_dims": 2, "in_channels": 3, "pretrained": False}]
-
-    @classmethod
-    def num_channels_per_output(cls) -> list[tuple[int, ...]]:
-        """Return the channels of the five features."""
-        return [(64, 64, 128, 256, 512)]
-
-    @classmethod
-    def num_outputs(cls) -> list[int]:
-        """Return the number of features."""
-        return [5]
-
-    @classmethod
-    def get_encoder_names(cls) -> list[str]:
-        """Return the names under which ``FlexibleUNet`` finds it (MONAI keeps ``resnet34`` for its own)."""
-        return ["resnet34-imagenet"]
 
 
 def load_encoder_weights(encoder: nn.Module, source: str | Path) -> bool:
@@ -212,7 +205,7 @@ def _own_name(name: str) -> str:
 def register() -> None:
     """Make both encoders known to ``FlexibleUNet``."""
     for encoder in (DenseNet121Encoder, ResNet34Encoder):
-        if encoder.get_encoder_names()[0] not in FLEXUNET_BACKBONE.register_dict:
+        if encoder.NAME not in FLEXUNET_BACKBONE.register_dict:
             FLEXUNET_BACKBONE.register_class(encoder)
 
 
