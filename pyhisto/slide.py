@@ -52,13 +52,15 @@ class Slide:
     crop_to_bounds
         Take the slide's ``openslide.bounds-*`` rectangle as the whole slide, as QuPath does unless its server
         arguments say ``--no-crop``.
+    series
+        Which image of the file, from 0, in the order of the OME-XML; OpenSlide knows one only.
 
     Raises
     ------
     SlideError
         If the file does not exist or is damaged.
     UnsupportedSlideError
-        If neither OpenSlide nor tifffile reads it as 8-bit RGB.
+        If neither OpenSlide nor tifffile reads it as 8-bit RGB, or it has no such series.
 
     Attributes
     ----------
@@ -80,11 +82,12 @@ class Slide:
         *,
         mpp: float | tuple[float, float] | None = None,
         crop_to_bounds: bool = True,
+        series: int = 0,
     ) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise SlideError(f"slide {self.path} does not exist", remedy="check the path")
-        self._reader = _open_reader(self.path)
+        self._reader = _open_reader(self.path, series)
         self.reader = self._reader.name
         self.vendor = self._reader.vendor
         self.magnification = self._reader.magnification
@@ -267,18 +270,20 @@ def _as_pair(mpp: float | tuple[float, float] | None) -> tuple[float, float] | N
     return pair
 
 
-def _open_reader(path: Path) -> _Reader:
+def _open_reader(path: Path, series: int) -> _Reader:
     """Open with OpenSlide, else with tifffile; say what both found if neither can."""
     import openslide
 
+    from pyhisto.tiff import TiffReader
+
+    if series != 0:
+        return TiffReader(path, series)
     try:
         return _OpenSlideReader(path)
     except openslide.OpenSlideUnsupportedFormatError:
         reason = "OpenSlide does not know its format"
     except openslide.OpenSlideError as error:
         reason = f"OpenSlide: {error}"
-    from pyhisto.tiff import TiffReader
-
     try:
         return TiffReader(path)
     except UnsupportedSlideError as error:

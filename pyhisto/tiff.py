@@ -24,23 +24,26 @@ _DECODED_TO_RGB = {6, 7, 33003, 33004, 33005, 34712}
 
 
 class TiffReader:
-    """Levels and pixels of the first image series of a TIFF file.
+    """Levels and pixels of one image series of a TIFF file.
 
     Parameters
     ----------
     path
         A TIFF or OME-TIFF with one 8-bit RGB image, with or without a pyramid; samples interleaved (axes YXS), in
         separate planes (SYX), or as three channels (CYX).
+    series
+        Which image, from 0; any but the first one in an OME-TIFF only, in the order of the OME-XML.
 
     Raises
     ------
     UnsupportedSlideError
-        If the file is no TIFF, has no 8-bit RGB image, or uses a compression that cannot be decoded.
+        If the file is no TIFF, has no such image, or none that is 8-bit RGB, or uses a compression that cannot be
+        decoded.
     """
 
     name = "tifffile"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, series: int = 0) -> None:
         import tifffile
 
         try:
@@ -48,7 +51,7 @@ class TiffReader:
         except (tifffile.TiffFileError, ValueError, OSError, struct.error) as error:
             raise UnsupportedSlideError(f"tifffile: {error}") from error
         try:
-            self._levels = [_Level(level, path.name) for level in self._file.series[0].levels]
+            self._levels = [_Level(level, path.name) for level in _series(self._file, series, path.name).levels]
         except UnsupportedSlideError:
             self._file.close()
             raise
@@ -60,7 +63,7 @@ class TiffReader:
         self.level_dimensions = tuple((level.width, level.height) for level in self._levels)
         self.vendor = "ome-tiff" if self._file.is_ome else "tiff"
         self.bounds: tuple[int, int, int, int] | None = None
-        self.mpp, self.magnification = _physical(self._file)
+        self.mpp, self.magnification = _physical(self._file, series)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
         """Return RGB uint8 (height, width, 3) of one level; the rectangle lies inside it."""
@@ -176,10 +179,24 @@ def _decodable(page: Any) -> bool:
     return True
 
 
-def _physical(file: Any) -> tuple[tuple[float, float] | None, float | None]:
+def _series(file: Any, number: int, name: str) -> Any:
+    """Return an image of a file; all but the first are only told apart where OME-XML lists them."""
+    if number == 0:
+        return file.series[0]
+    listed = len(_ome_root(file.ome_metadata).findall("{*}Image")) if file.is_ome else 1
+    if not 0 < number < listed or len(file.series) != listed:
+        found = "no OME-TIFF" if not file.is_ome else f"an OME-TIFF with {len(file.series)} readable images of {listed}"
+        raise UnsupportedSlideError(
+            f"series {number} of {name}, {found}",
+            expected="series 0, or an OME-TIFF that has the series",
+        )
+    return file.series[number]
+
+
+def _physical(file: Any, series: int) -> tuple[tuple[float, float] | None, float | None]:
     """Return ((µm/px x, µm/px y) or None, objective power or None) from OME-XML, ImageJ or resolution tags."""
     if file.is_ome:
-        return _from_ome(file.ome_metadata)
+        return _from_ome(file.ome_metadata, series)
     page = file.series[0].keyframe
     tag_x, tag_y = page.tags.get("XResolution"), page.tags.get("YResolution")
     if tag_x is None or tag_y is None:
@@ -196,14 +213,24 @@ def _physical(file: Any) -> tuple[tuple[float, float] | None, float | None]:
     return (per_unit / densities[0], per_unit / densities[1]), None
 
 
-def _from_ome(xml: str) -> tuple[tuple[float, float] | None, float | None]:
+def _ome_root(xml: str) -> ET.Element:
+    """Return the root of OME-XML; an empty element if it cannot be parsed."""
     try:
-        root = ET.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", xml))
+        return ET.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", xml))
     except ET.ParseError:
-        return None, None
-    pixels = root.find(".//{*}Pixels")
-    objective = root.find(".//{*}Objective")
+        return ET.Element("OME")
+
+
+def _from_ome(xml: str, series: int) -> tuple[tuple[float, float] | None, float | None]:
+    root = _ome_root(xml)
+    image = next(iter(root.findall("{*}Image")[series:]), root)
+    used = image.find("{*}ObjectiveSettings")
+    objectives = root.findall(".//{*}Objective")
+    objective = next((o for o in objectives if used is not None and o.get("ID") == used.get("ID")), None)
+    if objective is None and objectives:
+        objective = objectives[0]
     power = objective.get("NominalMagnification") if objective is not None else None
+    pixels = image.find("{*}Pixels")
     sizes = []
     for axis in "XY":
         value = pixels.get(f"PhysicalSize{axis}") if pixels is not None else None

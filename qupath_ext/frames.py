@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from qupath_ext.errors import ProjectError
+from qupath_ext.native.builderframe import (
+    IDENTITY,
+    Affine,
+    builder_frame,
+    builder_layers,
+    builder_size,
+    invert,
+    leaf_builder,
+    unit_mpp,
+)
 from qupath_ext.project import H_DAB, H_E, ImageEntry, Stains
 
 if TYPE_CHECKING:
     import geopandas as gpd
+    import shapely
 
     from pyhisto.slide import Slide
     from pyhisto.stain import StainVectors
 
 __all__ = [
+    "image_area",
     "is_default_stains",
     "open_slide",
     "slide_mpp",
@@ -22,11 +35,9 @@ __all__ = [
     "to_stains",
 ]
 
-IDENTITY = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0)
-
 
 def open_slide(entry: ImageEntry, mpp: float | None = None) -> Slide:
-    """Open the slide of an image as the project shows it.
+    """Open the slide of an image: its pixels are those of the file, :func:`image_area` of them belong to the image.
 
     Parameters
     ----------
@@ -38,22 +49,73 @@ def open_slide(entry: ImageEntry, mpp: float | None = None) -> Slide:
     Raises
     ------
     ProjectError
-        If the slide is missing or no local file.
+        If the slide is missing, no local file, or of another size than the project says.
     SlideError
         If it cannot be opened.
     """
     from pyhisto.slide import Slide
 
-    return Slide(entry.slide_path, mpp=slide_mpp(entry) if mpp is None else mpp, crop_to_bounds=entry.crop_to_bounds)
+    slide = Slide(
+        entry.slide_path,
+        mpp=slide_mpp(entry) if mpp is None else mpp,
+        crop_to_bounds=entry.crop_to_bounds,
+        series=entry.slide_series,
+    )
+    size = slide.dimensions
+    known = builder_size(leaf_builder(entry.server_builder), lambda: size)
+    if known != tuple(map(float, size)):
+        slide.close()
+        raise ProjectError(
+            f"{entry.name}: {slide.path.name} is {size[0]} x {size[1]} px",
+            expected=f"{known[0]:g} x {known[1]:g} px, as the project has it",
+            remedy="bring back the slide that the image was made from, or add this one as a new image",
+        )
+    return slide
+
+
+def image_area(entry: ImageEntry, slide: Slide) -> shapely.Polygon:
+    """Return the part of a slide that an image shows.
+
+    Parameters
+    ----------
+    entry
+        The image; it may be cropped, turned, mirrored, or moved by an affine transform.
+    slide
+        Its open slide.
+
+    Returns
+    -------
+    shapely.Polygon
+        Level-0 px of the slide; convex, the whole slide for most images.
+
+    Raises
+    ------
+    FormatError
+        If the image is opened in a way whose geometry is not known.
+    ProjectError
+        If the image shows nothing of the slide.
+    """
+    import shapely
+
+    def size() -> tuple[int, int]:
+        return slide.dimensions
+
+    area = shapely.box(0, 0, *slide.dimensions)
+    for layer in builder_layers(entry.server_builder):
+        shown = shapely.box(0, 0, *builder_size(layer, size))
+        area = area.intersection(_moved(shown, invert(builder_frame(layer, size))))
+    if not isinstance(area, shapely.Polygon) or area.is_empty:
+        raise ProjectError(
+            f"image {entry.name!r} shows nothing of its slide",
+            expected="a crop or transform that leaves some of it",
+        )
+    return area
 
 
 def slide_mpp(entry: ImageEntry) -> tuple[float, float] | None:
     """Return the pixel size (x, y) in µm that the project has for an image, along the axes of its slide."""
     shown = entry.mpp
-    if shown is None:
-        return None
-    quarter_turn = entry.slide_frame()[0] == 0.0
-    return shown[::-1] if quarter_turn else shown
+    return None if shown is None else unit_mpp(shown, entry.slide_frame())
 
 
 def to_entry_frame(objects: gpd.GeoDataFrame, entry: ImageEntry) -> gpd.GeoDataFrame:
@@ -63,28 +125,26 @@ def to_entry_frame(objects: gpd.GeoDataFrame, entry: ImageEntry) -> gpd.GeoDataF
 
 def to_slide_frame(objects: gpd.GeoDataFrame, entry: ImageEntry) -> gpd.GeoDataFrame:
     """Return objects of an image in level-0 px of its slide."""
-    a, b, d, e, x, y = entry.slide_frame()
-    det = a * e - b * d
-    inverse = (e / det, -b / det, -d / det, a / det, (b * y - e * x) / det, (d * x - a * y) / det)
-    return _transformed(objects, inverse)
+    return _transformed(objects, invert(entry.slide_frame()))
 
 
-def _transformed(objects: gpd.GeoDataFrame, affine: tuple[float, ...]) -> gpd.GeoDataFrame:
-    if affine == IDENTITY or len(objects) == 0:
+def _transformed(objects: gpd.GeoDataFrame, frame: Affine) -> gpd.GeoDataFrame:
+    if frame == IDENTITY or len(objects) == 0:
         return objects
+    out = objects.copy()
+    out["geometry"] = _moved(objects.geometry.to_numpy(), frame)
+    out["nucleus"] = _moved(objects["nucleus"].to_numpy(), frame)
+    return out
+
+
+def _moved(geometry: Any, frame: Affine) -> Any:
+    """Transform one geometry or an array of them; missing ones stay missing."""
     import numpy as np
     import shapely
 
-    a, b, d, e, x, y = affine
+    a, b, d, e, x, y = frame
     matrix = np.array([[a, d], [b, e]])
-
-    def move(geometry: Any) -> Any:
-        return shapely.transform(geometry, lambda xy: xy @ matrix + (x, y))
-
-    out = objects.copy()
-    out["geometry"] = move(objects.geometry.to_numpy())
-    out["nucleus"] = move(objects["nucleus"].to_numpy())
-    return out
+    return shapely.transform(geometry, lambda xy: xy @ matrix + (x, y))
 
 
 def to_stain_vectors(stains: Stains) -> StainVectors:

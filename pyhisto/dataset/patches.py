@@ -101,7 +101,7 @@ class PatchDataset:
         """Return all that decides which patches come, as JSON types; annotations by their checksum."""
         shapes = hashlib.sha256()
         for image in self.images:
-            shapes.update(f"{image.path.name} {image.mpp} {image.crop_to_bounds}".encode())
+            shapes.update(f"{image.path.name} {image.mpp} {image.crop_to_bounds} {image.series}".encode())
             rows = zip(shapely.to_wkb(image.objects.geometry.to_numpy()), image.objects["classification"], strict=True)
             for shape, classification in rows:
                 shapes.update(shape)
@@ -161,7 +161,9 @@ class PatchDataset:
         """Return the open slide of an image; each process opens its own, when it first needs it."""
         if number not in self._slides:
             image = self.images[number]
-            self._slides[number] = Slide(image.path, mpp=image.mpp, crop_to_bounds=image.crop_to_bounds)
+            self._slides[number] = Slide(
+                image.path, mpp=image.mpp, crop_to_bounds=image.crop_to_bounds, series=image.series
+            )
         return self._slides[number]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class TrainingImage:
         Path-object table, level-0 px.
     mpp
         Pixel size that overrides the file's, µm (x, y), or None.
-    crop_to_bounds
+    crop_to_bounds, series
         As in :class:`pyhisto.slide.Slide`.
     """
 
@@ -52,6 +52,7 @@ class TrainingImage:
     objects: gpd.GeoDataFrame
     mpp: tuple[float, float] | None = None
     crop_to_bounds: bool = True
+    series: int = 0
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,9 @@ class _State:
         _write_json(self.path, self.record)
 
 
-def run_demo(folder: Path, study: Study, *, say: Say, progress: Progress | None = None) -> DemoResult:
+def run_demo(
+    folder: Path, study: Study, *, say: Say, progress: Progress | None = None, backend: str = "auto"
+) -> DemoResult:
     """Run the demonstration, or go on where an earlier one was interrupted.
 
     Parameters
@@ -126,6 +128,8 @@ def run_demo(folder: Path, study: Study, *, say: Say, progress: Progress | None 
         Called with a line about each stage.
     progress
         Called with the stage, the number of windows done and the number in all.
+    backend
+        What reads and writes the project; as in :func:`qupath_ext.project.open_project`.
 
     Raises
     ------
@@ -138,7 +142,8 @@ def run_demo(folder: Path, study: Study, *, say: Say, progress: Progress | None 
     state = _State(folder, study)
     state.save()
     _make_slides(folder, study, state, say)
-    project = _make_project(folder, study, state, say)
+    project = _make_project(folder, study, state, say, backend)
+    say(f"project backend: {project.backend_version}")
     tumour, cells, curves = _train_models(folder, study, project, say)
     say("annotate the held-out slide")
     result = _annotate_held_out(project, study, tumour, cells, progress)
@@ -194,16 +199,16 @@ def _truth(folder: Path, name: str) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]
     return load_objects(slides / f"{name}.tumour.parquet"), load_objects(slides / f"{name}.nuclei.parquet")
 
 
-def _make_project(folder: Path, study: Study, state: _State, say: Say) -> Project:
+def _make_project(folder: Path, study: Study, state: _State, say: Say, backend: str) -> Project:
     """Make the QuPath project with the annotated training slides and the bare held-out one."""
     place = folder / "project"
     if state.is_done("project"):
-        return open_project(place)
+        return open_project(place, backend=backend)
     shutil.rmtree(place, ignore_errors=True)
     say("make the QuPath project")
     classes = {**{name: CLASSES[name] for name in ("Tumor", "Tumor: Positive", "Tumor: Negative")}}
     classes |= {name: pack_rgb(*color) for name, color in EXTRA_CLASSES.items()}
-    project = create_project(place, classes=classes)
+    project = create_project(place, classes=classes, backend=backend)
     for name in _slide_names(study):
         path = folder / "slides" / f"{name}.tif"
         with Slide(path) as slide:
@@ -217,7 +222,7 @@ def _make_project(folder: Path, study: Study, state: _State, say: Say) -> Projec
         if name != HELD_OUT:
             entry.write_objects(add=load_objects(folder / "slides" / f"{name}.annotations.parquet"))
     state.finish("project")
-    return open_project(place)
+    return open_project(place, backend=backend)
 
 
 def _train_models(

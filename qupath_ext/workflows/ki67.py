@@ -17,6 +17,7 @@ import numpy as np
 import shapely
 
 from pyhisto.bundle import Bundle
+from pyhisto.classes import CLASS_COLORS
 from pyhisto.errors import PyhistoError
 from pyhisto.inference import predict_tumour
 from pyhisto.metrics import Index, ki67_index
@@ -27,12 +28,21 @@ from pyhisto.slide import Slide
 from pyhisto.stain import H_DAB, StainVectors
 from pyhisto.tissue import detect_tissue
 from qupath_ext.errors import ProjectError
-from qupath_ext.frames import is_default_stains, open_slide, to_entry_frame, to_slide_frame, to_stain_vectors
+from qupath_ext.frames import (
+    image_area,
+    is_default_stains,
+    open_slide,
+    to_entry_frame,
+    to_slide_frame,
+    to_stain_vectors,
+)
 from qupath_ext.project import ImageEntry, Project, pack_rgb
-from qupath_ext.runs import Run, earlier_objects, start_run, untouched
+from qupath_ext.runs.ownership import read_ownership, write_run
+from qupath_ext.runs.record import Run, start_run
 from qupath_ext.workflows.regions import (
     RegionSource,
     cells_inside,
+    cut_to,
     region_to_search,
     with_parents,
     without_doubles,
@@ -44,12 +54,8 @@ __all__ = ["CLASSES", "ImageResult", "Ki67Settings", "analyse_slide", "annotate_
 ANALYSIS = "ki67"
 
 CLASSES = {
-    "Tumor": pack_rgb(200, 0, 0),
-    "Tumor: Positive": pack_rgb(200, 50, 50),
-    "Tumor: Negative": pack_rgb(90, 90, 180),
-    "Positive": pack_rgb(200, 50, 50),
-    "Negative": pack_rgb(90, 90, 180),
-    "Tissue": pack_rgb(128, 128, 128),
+    name: pack_rgb(*CLASS_COLORS[name])
+    for name in ("Tumor", "Tumor: Positive", "Tumor: Negative", "Positive", "Negative", "Tissue")
 }
 """Classes that this analysis uses, with QuPath's colours."""
 
@@ -184,24 +190,28 @@ def annotate_project(
         The result of each image, or why it has none. What an interrupted run of the same settings finished is not done
         again; its result is the recorded one.
     """
-    models = {bundle.spec.kind: bundle.sha256 for bundle in (tumour, cells) if bundle is not None}
-    run = None if dry_run else start_run(project, ANALYSIS, asdict(settings), models)
-    failed = False
-    for entry in entries:
-        try:
-            if run is not None and run.is_done(entry.id):
-                result = _recorded(run, entry)
+    bundles = [bundle for bundle in (tumour, cells) if bundle is not None]
+    models = {bundle.spec.kind: {"name": bundle.path.name, "sha256": bundle.sha256} for bundle in bundles}
+    device = bundles[0].device if bundles else "cpu"
+    run = None if dry_run else start_run(project, ANALYSIS, asdict(settings), models, device=device)
+    try:
+        for entry in entries:
+            try:
+                if run is not None and run.is_done(entry.id):
+                    result = _recorded(run, entry)
+                else:
+                    result = _annotate(project, entry, settings, tumour, cells, run, progress)
+            except PyhistoError as error:
+                if run is not None:
+                    run.fail_image(entry, ANALYSIS, str(error))
+                yield entry, error
             else:
-                result = _annotate(project, entry, settings, tumour, cells, run, progress)
-        except PyhistoError as error:
-            failed = True
-            if run is not None:
-                run.fail_image(entry.id, ANALYSIS, str(error))
-            yield entry, error
-        else:
-            yield result
-    if run is not None and not failed:
-        run.finish()
+                yield result
+        if run is not None:
+            run.finish()
+    finally:
+        if run is not None:
+            run.release()
 
 
 def _annotate(
@@ -214,28 +224,31 @@ def _annotate(
     progress: Progress | None,
 ) -> ImageResult:
     """Analyse one image and write the result, replacing what earlier runs wrote and nobody changed."""
-    present = entry.read_objects()
-    written = earlier_objects(project, ANALYSIS, entry.id)
-    same = [] if written is None else untouched(written, present)
-    changed = present.index[:0] if written is None else written.index.intersection(present.index).difference(same)
-    replaceable = _to_replace(present.loc[same], settings, tumour)
+    ownership = read_ownership(project, ANALYSIS, entry)
+    present = ownership.present
+    replaceable = _to_replace(present.loc[list(ownership.untouched)], settings, tumour)
     drawn = to_slide_frame(present.drop(index=replaceable), entry)
-    kept = drawn.loc[changed]
+    kept = drawn.loc[list(ownership.theirs)]
     with open_slide(entry, settings.mpp) as slide:
         stains = _project_stains(entry, settings.stains)
         result = analyse_slide(
-            slide, settings, stains=stains, drawn=drawn, kept=kept, tumour=tumour, cells=cells, progress=progress
+            slide,
+            settings,
+            area=image_area(entry, slide),
+            stains=stains,
+            drawn=drawn,
+            kept=kept,
+            tumour=tumour,
+            cells=cells,
+            progress=progress,
         )
     objects = to_entry_frame(result.objects, entry)
     result = dataclasses.replace(result, name=entry.name, entry_id=entry.id, kept=len(kept), replaced=len(replaceable))
     if run is None:
         return result
-    used = {name: CLASSES.get(name) for name in objects["classification"].dropna().unique()}
-    project.add_classes(used)
-    run.plan(entry.id, objects)
+    project.add_classes({name: CLASSES.get(name) for name in objects["classification"].dropna().unique()})
     parents = set(objects["parent_id"].dropna()) - set(objects.index)
-    entry.write_objects(add=objects, remove=replaceable, lock=sorted(parents))
-    run.finish_image(entry.id, result.summary())
+    write_run(run, entry, objects, ownership, replace=replaceable, lock=sorted(parents), result=result.summary())
     return result
 
 
@@ -249,7 +262,7 @@ def _to_replace(same: gpd.GeoDataFrame, settings: Ki67Settings, tumour: Bundle |
 
 def _recorded(run: Run, entry: ImageEntry) -> ImageResult:
     """Return the result of an image that this run finished before it was interrupted."""
-    record = run.record["images"][entry.id]
+    record = run.images[entry.id]["result"]
     low, high = (np.nan if value is None else value for value in record["interval_95_percent"])
     percent = np.nan if record["ki67_percent"] is None else record["ki67_percent"]
     return ImageResult(
@@ -280,10 +293,11 @@ def _project_stains(entry: ImageEntry, source: StainSource) -> StainVectors | No
     return None
 
 
-def analyse_slide(
+def analyse_slide(  # noqa: PLR0913 - all of it is what is known about one image
     slide: Slide,
     settings: Ki67Settings,
     *,
+    area: shapely.Polygon | None = None,
     stains: StainVectors | None = None,
     drawn: gpd.GeoDataFrame | None = None,
     kept: gpd.GeoDataFrame | None = None,
@@ -299,6 +313,8 @@ def analyse_slide(
         An open slide with a pixel size.
     settings
         See :class:`Ki67Settings`.
+    area
+        What of the slide the image shows, level-0 px: nothing is looked for or found outside; all of it by default.
     stains
         Stain vectors and white; estimated from the slide if None.
     drawn
@@ -320,8 +336,9 @@ def analyse_slide(
         return lambda done, total: progress(stage, done, total) if progress is not None else None
 
     drawn = empty_objects() if drawn is None else drawn
-    new, parents = _parents(slide, settings, drawn, tumour, report("tumour"))
-    region = without_ignored(parents, drawn)
+    area = shapely.box(0, 0, *slide.dimensions) if area is None else area
+    new, parents = _parents(slide, settings, drawn, area, tumour, report("tumour"))
+    region = without_ignored(parents, drawn, area)
     automatic = _estimated(slide, settings, stains, region, classical=cells is None)
     stains = stains or automatic.stains
     detection = automatic.settings if settings.automatic else settings.detection
@@ -338,7 +355,7 @@ def analyse_slide(
             slide, detection, stains=stains, region=region, base_class=base_class, progress=report("cells")
         )
     corrected = cells_inside(kept, region)
-    found = with_parents(without_doubles(found, corrected), parents)
+    found = with_parents(without_doubles(cut_to(found, area), corrected), parents)
     return ImageResult(
         name=slide.path.name,
         entry_id="",
@@ -364,17 +381,18 @@ def _parents(
     slide: Slide,
     settings: Ki67Settings,
     drawn: gpd.GeoDataFrame,
+    area: shapely.Polygon,
     tumour: Bundle | None,
     progress: Callable[[int, int], None],
 ) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
     """Return (new annotations, annotations that get the cells); the latter may have been drawn by a person."""
     if tumour is not None:
-        tissue = detect_tissue(slide)
+        tissue = cut_to(detect_tissue(slide), area)
         outline = shapely.union_all(tissue.geometry.to_numpy()) if len(tissue) else shapely.Polygon()
-        new = predict_tumour(slide, tumour, outline, progress=progress)
+        new = cut_to(predict_tumour(slide, tumour, outline, progress=progress), area)
         new["locked"] = True
         return new, new
-    areas = region_to_search(slide, settings.region, drawn, settings.tumour_class)
+    areas = region_to_search(slide, settings.region, drawn, settings.tumour_class, area)
     existing = areas.index.isin(drawn.index)
     new = areas[~existing].copy()
     new["locked"] = True

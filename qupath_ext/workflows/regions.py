@@ -14,7 +14,15 @@ from pyhisto.slide import Slide
 from pyhisto.tissue import TissueSettings, detect_tissue
 from qupath_ext.errors import ProjectError
 
-__all__ = ["RegionSource", "cells_inside", "region_to_search", "with_parents", "without_doubles", "without_ignored"]
+__all__ = [
+    "RegionSource",
+    "cells_inside",
+    "cut_to",
+    "region_to_search",
+    "with_parents",
+    "without_doubles",
+    "without_ignored",
+]
 
 RegionSource = Literal["auto", "tumour", "tissue", "image"]
 
@@ -26,9 +34,11 @@ IGNORE_CLASS = "Ignore*"
 
 
 def region_to_search(
-    slide: Slide, source: RegionSource, drawn: gpd.GeoDataFrame, tumour_class: str
+    slide: Slide, source: RegionSource, drawn: gpd.GeoDataFrame, tumour_class: str, area: Any
 ) -> gpd.GeoDataFrame:
     """Return the annotations inside which to look, level-0 px: drawn ones, or new ones around tissue or image.
+
+    `area` is the polygon of the slide that the image shows; new annotations stay inside it.
 
     Raises
     ------
@@ -45,17 +55,44 @@ def region_to_search(
             )
         return drawn[mine]
     if source == "image":
-        return make_objects([shapely.box(0, 0, *slide.dimensions)], object_type="annotation")
-    return detect_tissue(slide, TissueSettings(margin_um=TISSUE_MARGIN_UM))
+        return make_objects([area], object_type="annotation")
+    return cut_to(detect_tissue(slide, TissueSettings(margin_um=TISSUE_MARGIN_UM)), area)
 
 
-def without_ignored(parents: gpd.GeoDataFrame, drawn: gpd.GeoDataFrame) -> Any:
-    """Return where cells are looked for: the annotations without what a person marked as ``Ignore*``."""
+def cut_to(objects: gpd.GeoDataFrame, area: Any) -> gpd.GeoDataFrame:
+    """Return what of some objects an image shows: those that cross the border of its area are cut, others left out.
+
+    Measurements stay those of the whole object. A cell goes with its nucleus.
+    """
+    shapely.prepare(area)
+    crossing = np.flatnonzero(~shapely.covers(area, objects.geometry.to_numpy()))
+    if len(crossing) == 0:
+        return objects
+    out = objects.copy()
+    lost = np.zeros(len(objects), dtype=bool)
+    for column in ("geometry", "nucleus"):
+        shapes = objects[column].to_numpy(copy=True)
+        before = ~shapely.is_missing(shapes)
+        shapes[crossing] = [_polygons(shape) for shape in shapely.intersection(shapes[crossing], area)]
+        lost |= before & shapely.is_missing(shapes)
+        out[column] = shapes
+    return out[~lost]
+
+
+def _polygons(shape: Any) -> Any:
+    """Return the polygon or polygons of a geometry; None if it has none."""
+    parts = shapely.get_parts(shape)
+    parts = parts[shapely.area(parts) > 0]
+    return None if len(parts) == 0 else parts[0] if len(parts) == 1 else shapely.MultiPolygon(list(parts))
+
+
+def without_ignored(parents: gpd.GeoDataFrame, drawn: gpd.GeoDataFrame, area: Any) -> Any:
+    """Return where cells are looked for: the annotations, as far as the image shows them, without any ``Ignore*``."""
     if len(parents) == 0:
         return shapely.Polygon()
     is_area = shapely.get_dimensions(drawn.geometry.to_numpy()) == 2
     ignored = drawn[(drawn["classification"] == IGNORE_CLASS).to_numpy() & is_area]
-    region = _joined(parents)
+    region = shapely.intersection(_joined(parents), area)
     return shapely.difference(region, _joined(ignored)) if len(ignored) else region
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyhisto.overlay import densest_field, overlay_png
-from qupath_ext.frames import open_slide
+from qupath_ext.frames import image_area, open_slide
 from qupath_ext.project import Project
 from qupath_ext.report import Ki67Report, SlideReport, TruthReport, write_report
 from qupath_ext.workflows.ki67 import ImageResult
@@ -58,7 +58,7 @@ def write_ki67_report(
     for number, result in enumerate(results):
         entry = project.entry(int(result.entry_id))
         with open_slide(entry) as slide:
-            overview = overlay_png(slide, result.objects)
+            overview = overlay_png(slide, result.objects, bounds=image_area(entry, slide).bounds)
             bounds = densest_field(result.objects, DETAIL_UM, slide.mpp)
             detail = None
             if bounds is not None:

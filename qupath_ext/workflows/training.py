@@ -33,6 +33,7 @@ def training_images(entries: Iterable[ImageEntry]) -> list[TrainingImage]:
             objects=to_slide_frame(entry.read_objects(), entry),
             mpp=slide_mpp(entry),
             crop_to_bounds=entry.crop_to_bounds,
+            series=entry.slide_series,
         )
         for entry in entries
     ]

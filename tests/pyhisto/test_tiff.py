@@ -249,3 +249,46 @@ def test_tiles_that_were_left_out_are_white(tmp_path: Path) -> None:
     assert (rgb[:, :16] == 50).all()
     assert (rgb[:, 16:] == 255).all()
     reader.close()
+
+
+def write_series(path: Path, images: list[Pixels]) -> None:
+    """Write an OME-TIFF of several images, the second with a pyramid; pixel sizes of 0.1, 0.2, ... µm."""
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        for number, image in enumerate(images):
+            size = (number + 1) / 10
+            tiff.write(
+                image,
+                photometric="rgb",
+                tile=(16, 16),
+                subifds=int(number == 1),
+                metadata={"PhysicalSizeX": size, "PhysicalSizeY": size},
+            )
+            if number == 1:
+                tiff.write(image[::2, ::2], photometric="rgb", tile=(16, 16), subfiletype=1, metadata=None)
+
+
+def test_each_series_of_an_ome_tiff(tmp_path: Path, pixels: Pixels) -> None:
+    path = tmp_path / "three.ome.tif"
+    images = [pixels, np.ascontiguousarray(pixels[:40, 10:]), np.ascontiguousarray(pixels[9:, :33])]
+    write_series(path, images)
+    for number, image in enumerate(images):
+        reader = TiffReader(path, number)
+        height, width = image.shape[:2]
+        assert reader.level_dimensions[0] == (width, height)
+        assert len(reader.level_dimensions) == 1 + int(number == 1)
+        assert reader.mpp == pytest.approx(((number + 1) / 10,) * 2)
+        np.testing.assert_array_equal(reader.read(0, 0, 0, width, height), image)
+        reader.close()
+    with pytest.raises(
+        UnsupportedSlideError, match=r"series 3 of three\.ome\.tif, an OME-TIFF with 3 readable images of 3"
+    ):
+        TiffReader(path, 3)
+
+
+def test_only_ome_tiff_has_series(tmp_path: Path, pixels: Pixels) -> None:
+    path = tmp_path / "pages.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(pixels, photometric="rgb", metadata=None)
+        tiff.write(pixels[:40], photometric="rgb", metadata=None)
+    with pytest.raises(UnsupportedSlideError, match=r"series 1 of pages\.tif, no OME-TIFF"):
+        TiffReader(path, 1)
