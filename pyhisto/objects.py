@@ -23,6 +23,7 @@ from pyhisto.errors import ObjectTableError
 __all__ = [
     "COLUMNS",
     "OBJECT_TYPES",
+    "OPTIONAL_COLUMNS",
     "concat_objects",
     "empty_objects",
     "load_objects",
@@ -50,7 +51,12 @@ COLUMNS = (
 )
 """The fixed columns. ``color`` is a signed 32-bit packed ARGB or missing, ``parent_id`` the id of the parent or
 missing for the top level, ``plane`` a tuple (c, z, t) or missing for QuPath's default (-1, 0, 0), ``metadata`` a
-dict of strings or missing."""
+dict of strings or missing. QuPath may have objects without a ROI or with an empty one: their ``geometry`` is missing or
+empty. Such objects can be read, saved and loaded, but not be written into a project."""
+
+OPTIONAL_COLUMNS = ("class_probability", "missing")
+"""Columns that are only there if an object needs them: ``class_probability``, float, NaN where there is none;
+``missing``, bool, whether a TMA core is missing (False for everything else)."""
 
 
 def new_ids(n: int) -> list[str]:
@@ -70,6 +76,7 @@ def make_objects(
     classification: str | Sequence[str | None] | None = None,
     measurements: Mapping[str, Any] | None = None,
     ids: Sequence[str] | None = None,
+    allow_missing: bool = False,
     **columns: Any,
 ) -> gpd.GeoDataFrame:
     """Build a table of path objects.
@@ -88,8 +95,11 @@ def make_objects(
         Name to n numbers (or one number for all).
     ids
         n distinct UUID strings; random ones by default.
+    allow_missing
+        Whether geometries may be missing or empty, as those of objects that were read may be.
     **columns
-        ``name``, ``locked``, ``color``, ``parent_id``, ``plane``, ``metadata``: one value for all or one for each.
+        ``name``, ``locked``, ``color``, ``parent_id``, ``plane``, ``metadata``, ``class_probability``, ``missing``: one
+        value for all or one for each.
 
     Returns
     -------
@@ -99,7 +109,7 @@ def make_objects(
     Raises
     ------
     ObjectTableError
-        If a column is unknown, a length differs, an id occurs twice or a type is not known.
+        If a column is unknown, a length differs, an id occurs twice, a type is not known or a geometry is missing.
 
     Examples
     --------
@@ -108,9 +118,10 @@ def make_objects(
     (12.0, 'Tumor')
     """
     n = len(geometry)
-    unknown = sorted(set(columns) - set(COLUMNS))
+    allowed = (*COLUMNS, *OPTIONAL_COLUMNS)
+    unknown = sorted(set(columns) - set(allowed))
     if unknown:
-        raise ObjectTableError(f"unknown object column {unknown[0]!r}", expected=f"one of {', '.join(COLUMNS)}")
+        raise ObjectTableError(f"unknown object column {unknown[0]!r}", expected=f"one of {', '.join(allowed)}")
 
     def column(values: Any, what: str) -> Any:
         one_for_all = (str, bool, int, float, dict) + ((tuple,) if what == "plane" else ())
@@ -132,6 +143,12 @@ def make_objects(
         "plane": column(columns.get("plane"), "plane"),
         "metadata": column(columns.get("metadata"), "metadata"),
     }
+    if columns.get("class_probability") is not None:
+        data["class_probability"] = np.broadcast_to(
+            np.asarray(columns["class_probability"], dtype=np.float64), n
+        ).copy()
+    if columns.get("missing") is not None:
+        data["missing"] = np.asarray(column(columns["missing"], "missing"), dtype=bool)
     for name, values in (measurements or {}).items():
         data[name] = _measurement(name, values, n)
     index = pd.Index(list(ids) if ids is not None else new_ids(n), name="id", dtype=object)
@@ -140,6 +157,10 @@ def make_objects(
     text = {key: pd.Series(data[key], dtype=object, index=index) for key in ("nucleus", "name", "parent_id")}
     frame = gpd.GeoDataFrame({**data, **text}, geometry="geometry", index=index)
     validate_objects(frame)
+    shapes = frame["geometry"].to_numpy()
+    bad = shapely.is_missing(shapes) | shapely.is_empty(shapes)
+    if bad.any() and not allow_missing:
+        raise ObjectTableError(f"object {index[bad][0]} has no geometry", expected="a geometry that is not empty")
     return frame
 
 
@@ -152,7 +173,7 @@ def _types(names: Any) -> pd.Categorical:
 
 def _measurement(name: str, values: Any, n: int) -> np.ndarray[Any, Any]:
     """Return one float for each object; a single number stands for all."""
-    if name in COLUMNS:
+    if name in COLUMNS or name in OPTIONAL_COLUMNS:
         raise ObjectTableError(f"measurement {name!r} has the name of a fixed column", expected="another name")
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim and numbers.shape != (n,):
@@ -182,7 +203,7 @@ def empty_objects() -> gpd.GeoDataFrame:
 
 
 def concat_objects(tables: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
-    """Stack tables; measurements that one of them lacks become NaN there.
+    """Stack tables; measurements and optional columns that one of them lacks become NaN, or False, there.
 
     Raises
     ------
@@ -198,13 +219,16 @@ def concat_objects(tables: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
     filled = [table for table in tables if len(table)]
     if not filled:
         return empty_objects()
+    optional = [name for name in OPTIONAL_COLUMNS if any(name in table for table in filled)]
     names: dict[str, None] = {}
     for table in filled:
         names.update(dict.fromkeys(measurement_names(table)))
     classes = sorted({c for table in filled for c in table["classification"].dropna().unique()})
     aligned = []
     for table in filled:
-        copy = table.reindex(columns=[*COLUMNS, *names])
+        copy = table.reindex(columns=[*COLUMNS, *optional, *names])
+        if "missing" in optional and "missing" not in table:
+            copy["missing"] = False
         copy["classification"] = pd.Categorical(table["classification"].astype(object), categories=classes)
         aligned.append(copy)
     frame = gpd.GeoDataFrame(pd.concat(aligned), geometry="geometry")
@@ -218,7 +242,7 @@ def measurement_names(objects: gpd.GeoDataFrame) -> list[str]:
     >>> measurement_names(make_objects([], object_type="cell", measurements={"Nucleus: Area": []}))
     ['Nucleus: Area']
     """
-    return [name for name in objects.columns if name not in COLUMNS]
+    return [name for name in objects.columns if name not in COLUMNS and name not in OPTIONAL_COLUMNS]
 
 
 def validate_objects(objects: gpd.GeoDataFrame) -> None:
@@ -227,8 +251,8 @@ def validate_objects(objects: gpd.GeoDataFrame) -> None:
     Raises
     ------
     ObjectTableError
-        If a fixed column is missing, an id occurs twice, a type is unknown, a geometry is missing or empty, a nucleus
-        belongs to something else than a cell, or a measurement is not numeric.
+        If a fixed column is missing, an id occurs twice, a type is unknown, a nucleus belongs to something else than a
+        cell, ``missing`` is not bool, or a measurement or class probability is not numeric.
     """
     missing = [name for name in COLUMNS if name not in objects.columns]
     if missing:
@@ -239,14 +263,13 @@ def validate_objects(objects: gpd.GeoDataFrame) -> None:
     if objects["object_type"].isna().any():
         bad = objects.index[objects["object_type"].isna()][0]
         raise ObjectTableError(f"object {bad} has no known type", expected=f"one of {', '.join(OBJECT_TYPES)}")
-    geometry = objects["geometry"].to_numpy()
-    bad_geometry = shapely.is_missing(geometry) | shapely.is_empty(geometry)
-    if bad_geometry.any():
-        bad = objects.index[np.flatnonzero(bad_geometry)[0]]
-        raise ObjectTableError(f"object {bad} has no geometry", expected="a geometry that is not empty")
     stray = objects["nucleus"].notna() & (objects["object_type"] != "cell")
     if stray.any():
         raise ObjectTableError(f"object {objects.index[stray][0]} has a nucleus", expected="nuclei on cells only")
+    if "missing" in objects and not pd.api.types.is_bool_dtype(objects["missing"]):
+        raise ObjectTableError(f"column 'missing' of type {objects['missing'].dtype}", expected="True or False")
+    if "class_probability" in objects and not pd.api.types.is_numeric_dtype(objects["class_probability"]):
+        raise ObjectTableError("class_probability is not numeric", expected="numbers")
     for name in measurement_names(objects):
         if not pd.api.types.is_numeric_dtype(objects[name]):
             raise ObjectTableError(f"measurement {name!r} is not numeric", expected="numbers; text goes into metadata")
@@ -303,4 +326,6 @@ def load_objects(path: Path) -> gpd.GeoDataFrame:
         parent_id=restored("parent_id"),
         plane=restored("plane", lambda text: tuple(json.loads(text))),
         metadata=restored("metadata", json.loads),
+        allow_missing=True,
+        **{name: table[name].to_numpy() for name in OPTIONAL_COLUMNS if name in table},
     )

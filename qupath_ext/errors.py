@@ -7,6 +7,7 @@ Like those of :mod:`pyhisto.errors` they are one line: what was found, what was 
         ├── ProjectNotFoundError   the folder holds no QuPath project
         ├── ProjectExistsError     a new project would overwrite something
         ├── EntryNotFoundError     the project has no such image, or more than one
+        ├── RunNotFoundError       the project has no such run, or more than one
         ├── FormatError            a file is malformed, or written in a grammar that is not known
         └── ChangedOnDiskError     a file changed after it was read; nothing was written
 """
@@ -22,6 +23,7 @@ __all__ = [
     "ProjectError",
     "ProjectExistsError",
     "ProjectNotFoundError",
+    "RunNotFoundError",
 ]
 
 
@@ -39,6 +41,10 @@ class ProjectExistsError(ProjectError):
 
 class EntryNotFoundError(ProjectError):
     """The project has no such image, or more than one."""
+
+
+class RunNotFoundError(ProjectError):
+    """The project has no such run, or more than one."""
 
 
 class FormatError(ProjectError):

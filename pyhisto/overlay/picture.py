@@ -20,32 +20,17 @@ import numpy.typing as npt
 import shapely
 from PIL import Image
 
+from pyhisto.classes import CLASS_COLORS, Color
 from pyhisto.errors import ConfigError
 from pyhisto.overlay.field import POSITIVE_CLASSES, nucleus_or_geometry
 from pyhisto.overlay.scalebar import add_scale_bar
 from pyhisto.overlay.strokes import stroke
 from pyhisto.slide import Slide
 
-__all__ = ["CLASS_COLORS", "draw_overlay", "encode_png", "overlay_png", "save_png"]
+__all__ = ["draw_overlay", "encode_png", "overlay_png", "save_png"]
 
 Bounds = tuple[float, float, float, float]
-Color = tuple[int, int, int]
 Floats = npt.NDArray[np.float64]
-
-CLASS_COLORS: dict[str, Color] = {
-    "Tumor": (200, 0, 0),
-    "Tumor: Positive": (200, 50, 50),
-    "Tumor: Negative": (90, 90, 180),
-    "Stroma": (150, 200, 150),
-    "Immune cells": (160, 90, 160),
-    "Necrosis": (50, 50, 50),
-    "Other": (255, 200, 0),
-    "Region*": (0, 0, 180),
-    "Ignore*": (180, 180, 180),
-    "Positive": (200, 50, 50),
-    "Negative": (90, 90, 180),
-}
-"""QuPath's colours. A class that is not listed takes the colour of its last part, then of its first."""
 
 UNCLASSIFIED: Color = (70, 70, 70)
 """Of objects without a class, and of classes that nobody gave a colour."""
@@ -87,7 +72,8 @@ def draw_overlay(
         Largest width and height of the picture, px. The region is fitted into it, and enlarged at most
         :data:`MAX_ENLARGEMENT` times.
     colors
-        Class name to RGB, before :data:`CLASS_COLORS`.
+        Class name to RGB, before :data:`pyhisto.classes.CLASS_COLORS`. A class without a colour of its own takes that
+        of its last part, then of its first.
     scale_bar
         Draw a bar with its length in µm; left out in pictures less than 80 px wide.
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import shapely
 
 from pyhisto.objects import measurement_names, validate_objects
 from qupath_ext.errors import ProjectError
 from qupath_ext.native.bulk import OTHER, BulkColumns, NewRun, roi_kinds
 from qupath_ext.native.catalog import Factory
-from qupath_ext.native.pathobjects import NewObject, make_object
+from qupath_ext.native.collector import paused_collector
+from qupath_ext.native.columncheck import Objects, check_colors, check_metadata, check_names, missing_as_none
+from qupath_ext.native.pathobjects import GENERAL_LISTS, NewObject, make_object
 from qupath_ext.native.roi import DEFAULT_PLANE, check_geometries, unwrap
+from qupath_ext.native.records import NewAnnotations
 from qupath_ext.native.tokens import JObject, Run
 
 __all__ = ["Additions", "build_additions"]
@@ -23,7 +28,6 @@ __all__ = ["Additions", "build_additions"]
 BULK_KINDS = ("cell", "detection", "tile")
 MIN_BULK = 8
 UUID_DASHES = (8, 13, 18, 23)
-Objects = np.ndarray[Any, np.dtype[np.object_]]
 
 
 @dataclass
@@ -48,29 +52,38 @@ class Additions:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-def build_additions(table: gpd.GeoDataFrame, factory: Factory) -> Additions:
+@paused_collector()
+def build_additions(table: gpd.GeoDataFrame, factory: Factory, cores: frozenset[str] = frozenset()) -> Additions:
     """Check a table of new objects and make their tokens.
 
     Detections, cells and tiles without name, colour and metadata are made in bulk; they follow the other objects of
-    the same parent. Their measurements are stored as float32, those of annotations as doubles without the missing
-    ones.
+    the same parent. Their measurements are stored as float32, those of annotations and cores as doubles without missing
+    ones. `cores` are the ids of the TMA grid that is set in the same change.
 
     Raises
     ------
     ObjectTableError
         If the table breaks its own rules.
     ProjectError
-        If an object cannot be stored: its geometry is empty or invalid, its id no UUID, its type ``tma_core``, its
-        metadata not text, or new objects are each other's parents.
+        If an object cannot be stored: its geometry is missing, empty or invalid, its id no UUID, its metadata not
+        text, it is a TMA core that the grid does not have, or new objects are each other's parents.
     """
     validate_objects(table)
-    columns = _Columns(table)
+    columns = _Columns(table, cores)
     out = Additions(ids=columns.ids, counts=Counter(columns.kinds.tolist()))
     bulk = columns.bulk_rows()
-    for row in np.flatnonzero(~bulk).tolist():
-        token = make_object(columns.new_object(row), factory)
-        out.tokens[columns.ids[row]] = token
-        out.children.setdefault(columns.parents[row], []).append(token)
+    loose = np.flatnonzero(~bulk)
+    for new, parent, plain in zip(
+        columns.new_objects(loose), columns.parents[loose].tolist(), columns.plain_annotations()[loose].tolist(), strict=True
+    ):
+        children = out.children.setdefault(parent, [])
+        if plain:
+            if not children or not isinstance(children[-1], NewAnnotations):
+                children.append(NewAnnotations(factory))
+            children[-1].objects.append(new)
+        else:
+            out.tokens[new.id] = make_object(new, factory)
+            children.append(out.tokens[new.id])
     for parent, rows in _groups(columns.parents, np.flatnonzero(bulk)):
         for kind in BULK_KINDS:
             chosen = rows[columns.kinds[rows] == kind]
@@ -78,7 +91,7 @@ def build_additions(table: gpd.GeoDataFrame, factory: Factory) -> Additions:
             if len(chosen) >= MIN_BULK:
                 tokens.append(NewRun(columns.bulk(kind, chosen), factory))
             else:
-                tokens += [make_object(columns.new_object(row), factory) for row in chosen.tolist()]
+                tokens += [make_object(new, factory) for new in columns.new_objects(chosen)]
     _refuse_circles(columns)
     return out
 
@@ -92,7 +105,10 @@ def _groups(parents: Objects, rows: np.ndarray[Any, Any]) -> list[tuple[str | No
 
 
 def _refuse_circles(columns: _Columns) -> None:
-    parent_of = {i: p for i, p in zip(columns.ids.tolist(), columns.parents.tolist(), strict=True) if p is not None}
+    new = set(columns.ids[columns.are_parents].tolist())
+    if not new:
+        return
+    parent_of = {i: p for i, p in zip(columns.ids.tolist(), columns.parents.tolist(), strict=True) if p in new}
     done: set[str] = set()
     for start in parent_of:
         chain: list[str] = []
@@ -110,27 +126,43 @@ def _refuse_circles(columns: _Columns) -> None:
 class _Columns:
     """The columns of a table as numpy arrays, checked."""
 
-    def __init__(self, table: gpd.GeoDataFrame) -> None:
+    def __init__(self, table: gpd.GeoDataFrame, cores: frozenset[str]) -> None:
         self.ids: Objects = table.index.to_numpy(dtype=object)
-        _check_ids(self.ids)
+        self.raw_ids = _check_ids(self.ids)
         self.kinds: Objects = table["object_type"].to_numpy(dtype=object)
-        self._refuse(self.kinds == "tma_core", "is a TMA core", "annotations, detections, cells or tiles")
+        is_core = self.kinds == "tma_core"
+        stray = is_core & ~self._are_in(cores)
+        self._refuse(stray, "is a TMA core", "cores of a TMA grid that is set in the same change")
         self.geometry: Objects = unwrap(table["geometry"].to_numpy(dtype=object))
-        self.nucleus: Objects = _missing_as_none(table["nucleus"])
+        self.nucleus: Objects = missing_as_none(table["nucleus"])
         self._check_geometry()
         classification = pd.Categorical(table["classification"])
         self.codes = np.asarray(classification.codes, dtype=np.int64)
         self.classes = tuple(str(name) for name in classification.categories)
-        self.name: Objects = _missing_as_none(table["name"])
+        self.name: Objects = missing_as_none(table["name"])
         self.locked = table["locked"].to_numpy(dtype=bool)
-        self.color: Objects = _missing_as_none(table["color"])
-        self.parents: Objects = _missing_as_none(table["parent_id"])
-        self.metadata: Objects = _missing_as_none(table["metadata"])
-        self.planes = self._planes(_missing_as_none(table["plane"]))
-        self._check_metadata()
+        self.color: Objects = missing_as_none(table["color"])
+        self.parents: Objects = missing_as_none(table["parent_id"])
+        self.are_parents = self._are_in(pd.unique(self.parents).tolist())
+        self.metadata: Objects = missing_as_none(table["metadata"])
+        self.planes = self._planes(missing_as_none(table["plane"]))
+        self._refuse(is_core & (self.parents != None), "is a TMA core with a parent", "cores at the top level")  # noqa: E711
+        check_names(self.name, self.ids, "name")
+        check_colors(self.color, self.ids)
+        check_metadata(self.metadata, self.ids)
+        self.probability = _floats(table, "class_probability")
+        self.is_missing = (
+            table["missing"].to_numpy(dtype=bool) if "missing" in table else np.zeros(len(table), dtype=bool)
+        )
+        self._refuse(self.is_missing & ~is_core, "is missing and no TMA core", "missing TMA cores only")
         names = measurement_names(table)
         self.measurements = {name: table[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names}
         self.names = {kind: self._present(kind) for kind in BULK_KINDS}
+
+    def _are_in(self, ids: Iterable[str | None]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which objects are among some, shape (n,)."""
+        few = set(ids)
+        return np.fromiter(map(few.__contains__, self.ids.tolist()), dtype=bool, count=len(self.ids))
 
     def _refuse(self, bad: Any, found: str, expected: str) -> None:
         if np.any(bad):
@@ -138,29 +170,20 @@ class _Columns:
 
     def _check_geometry(self) -> None:
         cells = self.kinds == "cell"
-        check_geometries(self.geometry[~cells], self.ids[~cells], areas=False, what="geometry")
-        check_geometries(self.geometry[cells], self.ids[cells], areas=True, what="geometry")
-        nucleated = np.array([value is not None for value in self.nucleus], dtype=bool)
+        areas = cells | (self.kinds == "tma_core")
+        check_geometries(self.geometry[~areas], self.ids[~areas], areas=False, what="geometry")
+        check_geometries(self.geometry[areas], self.ids[areas], areas=True, what="geometry")
+        nucleated = ~shapely.is_missing(self.nucleus)
         self.nucleus = unwrap(self.nucleus)
         check_geometries(self.nucleus[nucleated], self.ids[nucleated], areas=True, what="nucleus")
-
-    def _check_metadata(self) -> None:
-        for row, entries in enumerate(self.metadata.tolist()):
-            if entries is None:
-                continue
-            texts = isinstance(entries, dict) and all(isinstance(x, str) for item in entries.items() for x in item)
-            self._refuse(np.arange(len(self.ids)) == row if not texts else False, "has other metadata", "a dict of str")
-            if "Object ID" in entries:
-                raise ProjectError(f"object {self.ids[row]} has the metadata key 'Object ID'", expected="another key")
 
     def _planes(self, values: Objects) -> np.ndarray[Any, np.dtype[np.int64]]:
         out = np.empty((len(values), 3), dtype=np.int64)
         out[:] = DEFAULT_PLANE
-        for row, plane in enumerate(values.tolist()):
-            if plane is not None:
-                if len(plane) != 3:
-                    raise ProjectError(f"plane {plane} of object {self.ids[row]}", expected="(c, z, t)")
-                out[row] = plane
+        for row in np.flatnonzero(pd.notna(values)).tolist():
+            if len(values[row]) != 3:
+                raise ProjectError(f"plane {values[row]} of object {self.ids[row]}", expected="(c, z, t)")
+            out[row] = values[row]
         return out
 
     def _present(self, kind: str) -> tuple[str, ...]:
@@ -169,13 +192,17 @@ class _Columns:
 
     def bulk_rows(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which objects are plain enough to be written in bulk, shape (n,)."""
-        out: np.ndarray[Any, np.dtype[np.bool_]] = np.isin(self.kinds.astype("U"), BULK_KINDS)
+        out: np.ndarray[Any, np.dtype[np.bool_]] = pd.Series(self.kinds).isin(BULK_KINDS).to_numpy(copy=True)
         for column in (self.name, self.color, self.metadata):
-            out &= np.array([value is None for value in column], dtype=bool)
+            out &= pd.isna(column)
         out &= (roi_kinds(self.geometry) != OTHER) & (roi_kinds(self.nucleus) != OTHER)
-        parents = {parent for parent in self.parents.tolist() if parent is not None}
-        out &= ~np.fromiter((i in parents for i in self.ids.tolist()), dtype=bool, count=len(self.ids))
-        return out
+        return out & ~self.are_parents
+
+    def plain_annotations(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which objects are annotations that :class:`NewAnnotations` can hold, shape (n,)."""
+        out: np.ndarray[Any, np.dtype[np.bool_]] = (self.kinds == "annotation") & ~self.are_parents
+        out &= pd.isna(self.color) & pd.isna(self.metadata)
+        return out & np.isin(shapely.get_type_id(self.geometry), (3, 6))
 
     def bulk(self, kind: str, rows: Any) -> BulkColumns:
         """Return some objects of one type, for bulk writing."""
@@ -183,58 +210,69 @@ class _Columns:
             values = [self.measurements[name][rows].astype(np.float32) for name in self.names[kind]]
         return BulkColumns(
             kind=kind,
-            ids=self.ids[rows].astype("S36"),
+            ids=self.raw_ids[rows],
             geometry=self.geometry[rows],
             nucleus=self.nucleus[rows],
             codes=self.codes[rows],
             classes=self.classes,
             locked=self.locked[rows],
+            probability=self.probability[rows],
             planes=self.planes[rows],
             names=self.names[kind],
             values=values,
         )
 
-    def new_object(self, row: int) -> NewObject:
-        """One object, to be written token by token."""
-        kind, code, color = self.kinds[row], int(self.codes[row]), self.color[row]
-        c, z, t = self.planes[row].tolist()
-        names = self.names.get(kind, tuple(self.measurements))
-        values = {name: float(self.measurements[name][row]) for name in names}
-        if kind == "annotation":
-            values = {name: value for name, value in values.items() if not np.isnan(value)}
-        return NewObject(
-            id=self.ids[row],
-            kind=kind,
-            geometry=self.geometry[row],
-            nucleus=self.nucleus[row],
-            classification=self.classes[code] if code >= 0 else None,
-            name=self.name[row],
-            locked=bool(self.locked[row]),
-            color=None if color is None else int(color),
-            plane=(c, z, t),
-            metadata=self.metadata[row] or {},
-            measurements=values,
+    def new_objects(self, rows: Any) -> list[NewObject]:
+        """Return some objects one by one."""
+        values = {name: column[rows].tolist() for name, column in self.measurements.items()}
+        out = []
+        columns = (
+            *(self.ids, self.kinds, self.geometry, self.nucleus, self.codes, self.name, self.locked),
+            *(self.is_missing, self.color, self.probability, self.planes, self.metadata),
         )
+        for at, (i, kind, geometry, nucleus, code, name, locked, missing, color, probability, plane, metadata) in enumerate(
+            zip(*(column[rows].tolist() for column in columns), strict=True)
+        ):
+            measured = {name: values[name][at] for name in self.names.get(kind, values)}
+            if kind in GENERAL_LISTS:
+                measured = {name: value for name, value in measured.items() if value == value}  # not NaN
+            new = NewObject(
+                id=i,
+                kind=kind,
+                geometry=geometry,
+                nucleus=nucleus,
+                classification=self.classes[code] if code >= 0 else None,
+                name=name,
+                locked=locked,
+                missing=missing,
+                probability=probability,
+                color=None if color is None else int(color),
+                plane=tuple(plane),
+                metadata=metadata or {},
+                measurements=measured,
+            )
+            out.append(new)
+        return out
 
 
-def _missing_as_none(column: pd.Series[Any]) -> Objects:
-    out: Objects = column.astype(object).to_numpy()
-    missing = column.isna().to_numpy(dtype=bool)
-    if missing.any():
-        out = out.copy()
-        out[missing] = None
-    return out
+def _floats(table: gpd.GeoDataFrame, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    if name not in table:
+        return np.full(len(table), np.nan)
+    values: np.ndarray[Any, np.dtype[np.float64]] = table[name].to_numpy(dtype=np.float64, na_value=np.nan)
+    return values
 
 
-def _check_ids(ids: Objects) -> None:
-    """Refuse ids that are not lower-case UUIDs of 36 characters."""
-    for at, value in enumerate(ids.tolist()):
-        if not isinstance(value, str) or len(value) != 36 or not value.isascii():
-            raise ProjectError(f"object id {ids[at]!r}", expected="a UUID of 36 characters")
-    letters = np.ascontiguousarray(ids.astype("S36")).view(np.uint8).reshape(-1, 36)
+def _check_ids(ids: Objects) -> np.ndarray[Any, np.dtype[np.bytes_]]:
+    """Refuse ids that are not lower-case UUIDs of 36 characters; return them as ``S36``."""
+    values = ids.tolist()
+    if not (set(map(type, values)) <= {str} and set(map(len, values)) <= {36} and "".join(values).isascii()):
+        bad = next(i for i in values if not (isinstance(i, str) and len(i) == 36 and i.isascii()))
+        raise ProjectError(f"object id {bad!r}", expected="a UUID of 36 characters")
+    letters = np.frombuffer("".join(values).encode("ascii"), dtype=np.uint8).reshape(-1, 36)
     dashes = np.zeros(36, dtype=bool)
     dashes[list(UUID_DASHES)] = True
-    digit = ((letters >= ord("0")) & (letters <= ord("9"))) | ((letters >= ord("a")) & (letters <= ord("f")))
-    good = np.where(dashes, letters == ord("-"), digit).all(axis=1)
+    digits = np.isin(np.arange(128), list(b"0123456789abcdef"))
+    good = np.where(dashes, letters == ord("-"), digits[letters]).all(axis=1)
     if not good.all():
         raise ProjectError(f"object id {ids[np.flatnonzero(~good)[0]]!r}", expected="a lower-case UUID")
+    return letters.view("S36").reshape(-1)

@@ -11,22 +11,36 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import shapely
 
-from qupath_ext.native.catalog import OBJECTS, Factory
+from qupath_ext.native.catalog import LISTS, OBJECTS, Factory
 from qupath_ext.native.emitter import Emitter
-from qupath_ext.native.pathobjects import CLASS_OF_KIND, MEASUREMENTS, NewObject, make_object
-from qupath_ext.native.roi import PROXY, ROI
-from qupath_ext.native.scanner import BOX, BOX_SIZE, NO_CHILDREN, ONE_STRING, POINTS, POLYGON, Bytes, Ints
+from qupath_ext.native.pathobjects import CLASS_OF_KIND, NewObject, make_object
+from qupath_ext.native.roi import MAX_POLYGON_VERTICES, PROXY, ROI
+from qupath_ext.native.scanner import (
+    BOX,
+    BOX_SIZE,
+    NO_CHILDREN,
+    ONE_STRING,
+    POINTS,
+    POLYGON,
+    Bytes,
+    Ints,
+    at_every_byte,
+    gather_bytes,
+)
 from qupath_ext.native.tokens import BASE_HANDLE, Content, Run
 
 __all__ = ["ABSENT", "OTHER", "BulkColumns", "NewRun", "roi_kinds"]
 
-CHUNK = 50_000
+CHUNK = 1 << 15
 OTHER, ABSENT = -1, -2
+KIND_CODES = POINTS - ABSENT + 1
 ROI_NAMES = {POLYGON: "PolygonROI", BOX: "RectangleROI", POINTS: "PointsROI"}
 ROI_HANDLES = {POLYGON: 3, BOX: 1, POINTS: 3, ABSENT: 0}
-NOT_A_NUMBER = b"\x77\x08" + struct.pack(">d", float("nan"))
+DOUBLE = b"\x77\x08"
+PROBABILITY_SIZE = 10
 
 Objects = np.ndarray[Any, np.dtype[np.object_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -38,8 +52,10 @@ def roi_kinds(geometries: Objects) -> Ints:
     out = np.full(len(geometries), OTHER, dtype=np.int64)
     out[types == -1] = ABSENT
     out[(types == 0) | (types == 4)] = POINTS
-    out[(types == 3) & (shapely.get_num_interior_rings(geometries) == 0)] = POLYGON
-    four = np.flatnonzero((out == POLYGON) & (shapely.get_num_coordinates(geometries) == 5))
+    n_points = shapely.get_num_coordinates(geometries)
+    simple = (types == 3) & (shapely.get_num_interior_rings(geometries) == 0)
+    out[simple & (n_points - 1 <= MAX_POLYGON_VERTICES)] = POLYGON
+    four = np.flatnonzero((out == POLYGON) & (n_points == 5))
     ring = shapely.get_coordinates(geometries[four]).reshape(-1, 5, 2)
     step = ring[:, 1:] == ring[:, :-1]
     upright, level = np.array([True, False, True, False]), np.array([False, True, False, True])
@@ -61,6 +77,7 @@ class BulkColumns:
     codes: Ints
     classes: tuple[str, ...]
     locked: np.ndarray[Any, np.dtype[np.bool_]]
+    probability: Floats
     planes: Ints
     names: tuple[str, ...]
     values: list[np.ndarray[Any, np.dtype[np.float32]]]
@@ -75,6 +92,7 @@ class BulkColumns:
             codes=self.codes[rows],
             classes=self.classes,
             locked=self.locked[rows],
+            probability=self.probability[rows],
             planes=self.planes[rows],
             names=self.names,
             values=[value[rows] for value in self.values],
@@ -96,11 +114,15 @@ class NewRun(Run):
     def emit(self, emitter: Emitter) -> None:
         """Write the objects."""
         columns = self.columns
-        sorts = np.column_stack([columns.codes, columns.locked, self.roi_kinds, self.nucleus_kinds])
-        unique, first = np.unique(sorts, axis=0, return_index=True)
+        shape = (len(columns.classes) + 1, 2, KIND_CODES, KIND_CODES)
+        kinds = (self.roi_kinds - ABSENT, self.nucleus_kinds - ABSENT)
+        sorts, unique = pd.factorize(np.ravel_multi_index((columns.codes + 1, columns.locked, *kinds), shape))
+        first = np.empty(len(unique), dtype=np.int64)
+        first[sorts[::-1]] = np.arange(len(self) - 1, -1, -1)
         start = 0
-        for at, sort in sorted(zip(first.tolist(), unique.tolist(), strict=True)):
-            if all(emitter.handle(token) is not None for token in self._shared(*sort)):
+        for at in first.tolist():  # in order
+            sort = (columns.codes[at], columns.locked[at], self.roi_kinds[at], self.nucleus_kinds[at])
+            if all(emitter.handle(token) is not None for token in self._shared(*map(int, sort))):
                 continue
             self._emit_chunks(start, at, emitter)
             emitter.content(self._generic(at))
@@ -135,7 +157,7 @@ class NewRun(Run):
         ]
 
     def _list_tokens(self) -> list[Content]:
-        lists = self.factory.desc(MEASUREMENTS + "NumericMeasurementList$FloatList")
+        lists = self.factory.desc(LISTS + "NumericMeasurementList$FloatList")
         return [lists, *self.factory.names(self.columns.names), self.factory.desc("[F")]
 
     def _generic(self, at: int) -> Content:
@@ -149,6 +171,7 @@ class NewRun(Run):
             nucleus=columns.nucleus[at],
             classification=columns.classes[code] if code >= 0 else None,
             locked=bool(columns.locked[at]),
+            probability=float(columns.probability[at]),
             plane=(c, z, t),
             measurements={name: float(value[at]) for name, value in zip(columns.names, columns.values, strict=True)},
         )
@@ -182,37 +205,49 @@ class _Chunk:
 
     def build(self) -> Bytes:
         """All records of the chunk as one buffer of bytes."""
-        columns, factory = self.columns, self.run.factory
+        columns = self.columns
         n, cell = len(columns.ids), columns.kind == "cell"
-        lists = self._lists()
-        classes = [b"\x70", *(self._ref(factory.path_class(name)) if used else b"" for name, used in self._used())]
-        class_sizes = np.array([len(text) for text in classes])[columns.codes + 1]
+        fronts, front_sizes = self._fronts()
         roi_sizes, roi_n = _roi_sizes(columns.geometry, self.roi_kinds)
         nucleus_sizes, nucleus_n = (
             _roi_sizes(columns.nucleus, self.nucleus_kinds) if cell else (np.zeros(n, int), roi_n)
         )
-        list_at = 84
-        lock_at = list_at + lists.shape[1] + len(NO_CHILDREN)
-        sizes = lock_at + 5 + class_sizes + roi_sizes + len(NOT_A_NUMBER) + nucleus_sizes + 1
+        sizes = front_sizes + roi_sizes + PROBABILITY_SIZE + nucleus_sizes + 1
         starts = np.cumsum(sizes) - sizes
-        buffer = np.zeros(int(sizes.sum()), dtype=np.uint8)
-        _put(buffer, starts, self._heads())
-        _put(buffer, starts + list_at, lists)
-        _put(buffer, starts + lock_at - len(NO_CHILDREN), _row(NO_CHILDREN))
-        for value in np.unique(columns.locked).tolist():
-            _put(buffer, starts[columns.locked == value] + lock_at, _row(self._ref(factory.boolean(value))))
-        for code in np.unique(columns.codes).tolist():
-            _put(buffer, starts[columns.codes == code] + lock_at + 5, _row(classes[code + 1]))
-        at = starts + lock_at + 5 + class_sizes
+        buffer = np.empty(int(sizes.sum()), dtype=np.uint8)
+        for size in np.unique(front_sizes).tolist():
+            rows = np.flatnonzero(front_sizes == size)
+            _put(buffer, starts[rows], fronts[rows, :size])
+        at = starts + front_sizes
         self._put_rois(buffer, at, columns.geometry, self.roi_kinds, roi_n)
-        at = at + roi_sizes
-        _put(buffer, at, _row(NOT_A_NUMBER))
-        at = at + len(NOT_A_NUMBER)
+        at += roi_sizes
+        tail = np.empty(n, dtype=[("mark", f"V{len(DOUBLE)}"), ("value", ">f8")])
+        tail["mark"], tail["value"] = np.void(DOUBLE), columns.probability
+        _put(buffer, at, tail.view(np.uint8).reshape(n, -1))
+        at += PROBABILITY_SIZE
         if cell:
             self._put_rois(buffer, at, columns.nucleus, self.nucleus_kinds, nucleus_n)
         buffer[at + nucleus_sizes] = 0x78
         self._count(n, bool(columns.names), cell)
         return buffer
+
+    def _fronts(self) -> tuple[Bytes, Ints]:
+        """Everything before the ROI, shape (n, longest), and how much of that each record has."""
+        columns, factory = self.columns, self.run.factory
+        locks = [
+            self._ref(factory.boolean(value)) if (columns.locked == value).any() else b"" for value in (False, True)
+        ]
+        classes = [b"\x70", *(self._ref(factory.path_class(name)) if used else b"" for name, used in self._used())]
+        shared = np.array([lock.ljust(5) + name.ljust(5) for lock in locks for name in classes], dtype="V10")
+        lists = self._lists()
+        size = 84 + lists.shape[1] + len(NO_CHILDREN)
+        out = np.empty((len(columns.ids), size + 10), dtype=np.uint8)
+        out[:, :84] = self._heads()
+        out[:, 84 : 84 + lists.shape[1]] = lists
+        out[:, size - len(NO_CHILDREN) : size] = _row(NO_CHILDREN)
+        sort = columns.locked * len(classes) + columns.codes + 1
+        out[:, size:] = shared[sort].view(np.uint8).reshape(-1, 10)
+        return out, size + np.where(columns.codes >= 0, 10, 6)
 
     def _used(self) -> list[tuple[str, bool]]:
         used = set(np.unique(self.columns.codes).tolist())
@@ -247,39 +282,56 @@ class _Chunk:
 
     def _put_rois(self, buffer: Bytes, at: Ints, geometry: Objects, kinds: Ints, n: Ints) -> None:
         buffer[at[kinds == ABSENT]] = 0x70
-        for kind in (POLYGON, BOX, POINTS):
+        boxes = np.flatnonzero(kinds == BOX)
+        if len(boxes):
+            self._put_boxes(buffer, at, geometry, boxes)
+        for kind in (POLYGON, POINTS):
             rows = np.flatnonzero(kinds == kind)
-            if len(rows) == 0:
-                continue
-            places = at[rows]
-            desc = self.run.factory.desc(ROI + ROI_NAMES[kind] + PROXY)
-            _put(buffer, places, _row(b"\x73" + self._ref(desc)))
-            c, z, t = (_big(axis, ">i4") for axis in self.columns.planes[rows].T)
-            _put(buffer, places + 6, c)
-            _put(buffer, places + 10, t)
-            if kind == BOX:
-                bounds = shapely.bounds(geometry[rows])
-                _put(buffer, places + 14, _big(bounds[:, [0, 2, 1, 3]], ">f8"))
-                _put(buffer, places + 46, z)
-                buffer[places + BOX_SIZE - 1] = 0x70
-                continue
-            _put(buffer, places + 14, z)
-            nulls = 2 if kind == POLYGON else 1
-            _put(buffer, places + 18, _row(b"\x70" * nulls))
-            self._put_vertices(buffer, places + 18 + nulls, geometry[rows], n[rows])
+            if len(rows):
+                self._put_outlines(buffer, at, geometry, rows, n, kind)
 
-    def _put_vertices(self, buffer: Bytes, at: Ints, geometry: Objects, n: Ints) -> None:
-        floats = _row(b"\x75" + self._ref(self.run.factory.desc("[F")))
-        stored = shapely.get_num_coordinates(geometry)
-        points = shapely.get_coordinates(geometry)
-        within = np.arange(len(points)) - np.repeat(np.cumsum(stored) - stored, stored)
-        kept = within < np.repeat(n, stored)  # a ring repeats its first vertex
-        points, within = points[kept], within[kept]
-        for axis in (0, 1):
-            start = at + axis * (10 + 4 * n)
-            _put(buffer, start, floats)
-            _put(buffer, start + 6, _big(n, ">i4"))
-            _put(buffer, np.repeat(start + 10, n) + 4 * within, _big(points[:, axis], ">f4"))
+    def _roi_head(self, kind: int) -> bytes:
+        return b"\x73" + self._ref(self.run.factory.desc(ROI + ROI_NAMES[kind] + PROXY))
+
+    def _put_boxes(self, buffer: Bytes, at: Ints, geometry: Objects, rows: Ints) -> None:
+        out = np.empty(len(rows), dtype=BOX_ROI)
+        out["head"], out["name"] = np.void(self._roi_head(BOX)), 0x70
+        out["c"], out["z"], out["t"] = self.columns.planes[rows].T
+        out["corners"] = shapely.bounds(geometry[rows])[:, [0, 2, 1, 3]]
+        _put(buffer, at[rows], out.view(np.uint8).reshape(len(rows), -1))
+
+    def _put_outlines(self, buffer: Bytes, at: Ints, geometry: Objects, rows: Ints, n: Ints, kind: int) -> None:
+        """Write polygons or points, all those of a size at a time."""
+        stored = shapely.get_num_coordinates(geometry[rows])
+        first = np.cumsum(stored) - stored
+        points = shapely.get_coordinates(geometry[rows]).astype(">f4")
+        head, nulls = self._roi_head(kind), b"\x70\x70" if kind == POLYGON else b"\x70"
+        floats = b"\x75" + self._ref(self.run.factory.desc("[F"))
+        sizes = n[rows]
+        for size in np.unique(sizes).tolist():
+            same = np.flatnonzero(sizes == size)
+            out = np.empty(len(same), dtype=_outline(size, len(nulls)))
+            out["head"], out["nulls"] = np.void(head), np.void(nulls)
+            out["c"], out["z"], out["t"] = self.columns.planes[rows[same]].T
+            raw = gather_bytes(points.view(np.uint8).reshape(-1), 8 * first[same], 8 * size)
+            vertices = raw.view(">f4").reshape(-1, size, 2)
+            for axis, name in enumerate("xy"):
+                out[f"{name}_array"], out[f"n_{name}"] = np.void(floats), size
+                out[name] = vertices[:, :, axis]
+            _put(buffer, at[rows[same]], out.view(np.uint8).reshape(len(same), -1))
+
+
+BOX_ROI = np.dtype(
+    [("head", "V6"), ("c", ">i4"), ("t", ">i4"), ("corners", ">f8", (4,)), ("z", ">i4"), ("name", "u1")], align=False
+)
+
+
+def _outline(size: int, n_nulls: int) -> np.dtype[Any]:
+    """Layout of a polygon of `size` vertices (two nulls: no name, no statistics) or of as many points (one null)."""
+    plane = [("head", "V6"), ("c", ">i4"), ("t", ">i4"), ("z", ">i4"), ("nulls", f"V{n_nulls}")]
+    axes = [(f"{name}_array", "V6") for name in "xy"], [(f"n_{name}", ">i4") for name in "xy"]
+    x, y = ((array, number, (name, ">f4", (size,))) for array, number, name in zip(*axes, "xy", strict=True))
+    return np.dtype([*plane, *x, *y], align=False)
 
 
 def _roi_sizes(geometry: Objects, kinds: Ints) -> tuple[Ints, Ints]:
@@ -295,13 +347,7 @@ def _row(data: bytes) -> Bytes:
     return np.frombuffer(data, dtype=np.uint8)
 
 
-def _big(values: np.ndarray[Any, Any], dtype: str) -> Bytes:
-    """Big-endian bytes of n rows of numbers, shape (n, bytes of a row)."""
-    return np.ascontiguousarray(values.astype(dtype)).view(np.uint8).reshape(len(values), -1)
-
-
 def _put(buffer: Bytes, offsets: Ints, rows: Bytes) -> None:
-    """Write rows of bytes (or one row for all) at n offsets."""
-    if len(offsets):
-        window = np.lib.stride_tricks.sliding_window_view(buffer, rows.shape[-1], writeable=True)
-        window[offsets] = rows
+    """Write n rows of bytes at n offsets."""
+    texts = np.ascontiguousarray(rows).view(f"V{rows.shape[1]}").reshape(-1)
+    at_every_byte(buffer, texts.dtype)[offsets] = texts

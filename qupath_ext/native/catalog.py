@@ -61,6 +61,7 @@ CLASSES: dict[str, tuple[int, int, tuple[str, ...], str | None]] = {
     ),
     "[Ljava.lang.Object;": (-8012369246846506644, SERIALIZABLE, (), None),
     "[F": (836686056779680834, SERIALIZABLE, (), None),
+    "[D": (4514449696888150558, SERIALIZABLE, (), None),
     "[B": (-5984413125824719648, SERIALIZABLE, (), None),
     "qupath.lib.images.ImageData$ImageType": (0, ENUM, (), "java.lang.Enum"),
     "qupath.lib.color.ColorDeconvolutionStains": (1, EXTERNALIZABLE, (), None),
@@ -71,12 +72,19 @@ CLASSES: dict[str, tuple[int, int, tuple[str, ...], str | None]] = {
         ("L rootObject Lqupath/lib/objects/PathObject;", "L tmaGrid Lqupath/lib/objects/hierarchy/TMAGrid;"),
         None,
     ),
+    OBJECTS + "hierarchy.DefaultTMAGrid": (
+        1,
+        SERIALIZABLE,
+        ("I gridHeight", "I gridWidth", "L cores Ljava/util/List;"),
+        None,
+    ),
     OBJECTS + "PathObject": (1, EXTERNALIZABLE, (), None),
     OBJECTS + "PathRootObject": (1, EXTERNALIZABLE, (), OBJECTS + "PathObject"),
     OBJECTS + "PathROIObject": (1, EXTERNALIZABLE, (), OBJECTS + "PathObject"),
     OBJECTS + "PathAnnotationObject": (1, EXTERNALIZABLE, (), OBJECTS + "PathROIObject"),
     OBJECTS + "PathDetectionObject": (1, EXTERNALIZABLE, (), OBJECTS + "PathROIObject"),
     OBJECTS + "PathTileObject": (1, EXTERNALIZABLE, (), OBJECTS + "PathDetectionObject"),
+    OBJECTS + "TMACoreObject": (1, EXTERNALIZABLE, (), OBJECTS + "PathROIObject"),
     OBJECTS + "PathCellObject": (1, EXTERNALIZABLE, (), OBJECTS + "PathDetectionObject"),
     OBJECTS + "MetadataMap": (1, EXTERNALIZABLE, (), None),
     OBJECTS + "classes.PathClass": (
@@ -101,9 +109,16 @@ CLASSES: dict[str, tuple[int, int, tuple[str, ...], str | None]] = {
         ("[ values [F",),
         LISTS + "NumericMeasurementList$AbstractNumericMeasurementList",
     ),
+    LISTS + "NumericMeasurementList$DoubleList": (
+        1,
+        SERIALIZABLE,
+        ("[ values [D",),
+        LISTS + "NumericMeasurementList$AbstractNumericMeasurementList",
+    ),
     LISTS + "DefaultMeasurementList": (1, SERIALIZABLE, ("L list Ljava/util/ArrayList;",), None),
     LISTS + "DoubleMeasurement": (1, SERIALIZABLE, ("D value", f"L name {STRING}"), None),
     "qupath.lib.roi.RectangleROI$SerializationProxy": (1, SERIALIZABLE, CORNERS, None),
+    "qupath.lib.roi.EllipseROI$SerializationProxy": (1, SERIALIZABLE, CORNERS, None),
     "qupath.lib.roi.LineROI$SerializationProxy": (1, SERIALIZABLE, CORNERS, None),
     "qupath.lib.roi.PolygonROI$SerializationProxy": (
         1,
@@ -128,15 +143,28 @@ CLASSES: dict[str, tuple[int, int, tuple[str, ...], str | None]] = {
 
 
 def full_class_name(token: JObject) -> str | None:
-    """Return the full name of a ``PathClass`` token, ``"Tumor: Positive"``; None for the null class."""
+    """Return the full name of a ``PathClass`` token, ``"Tumor: Positive"``; None for the null class.
+
+    Raises
+    ------
+    FormatError
+        If it is no path class, or its parents are none.
+    """
     parts: list[str] = []
-    current: Content = token
-    while isinstance(current, JObject):
-        name = current.get("name")
-        if not isinstance(name, JString):
+    seen: set[int] = set()
+    current: bytes | Content = token
+    while current is not None:
+        known = isinstance(current, JObject) and current.desc.name == OBJECTS + "classes.PathClass"
+        if not isinstance(current, JObject) or not known or id(current) in seen:
+            raise FormatError("a class of objects that is damaged")
+        seen.add(id(current))
+        name, parent = current.get("name"), current.get("parentClass")
+        if name is None and parent is None and not parts:
             return None
+        if not isinstance(name, JString):
+            raise FormatError("a class of objects without name")
         parts.append(name.text)
-        current = current.get("parentClass")  # type: ignore[assignment]
+        current = parent
     return ": ".join(reversed(parts))
 
 
@@ -154,8 +182,10 @@ class Factory:
     def __init__(self, known: Iterable[Content], colors: Callable[[str], int | None]) -> None:
         self._descs: dict[str, ClassDesc] = {}
         self._booleans: dict[bool, JObject] = {}
+        self._checked: dict[str, ClassDesc] = {}
         self._classes: dict[str, JObject] = {}
         self._signatures: dict[bytes, JString] = {}
+        self._texts: dict[str, JString] = {}
         self._colors = colors
         self._one: JObject | None = None
         self._object_id: JString | None = None
@@ -189,6 +219,12 @@ class Factory:
         FormatError
             If the file describes the class otherwise.
         """
+        checked = self._checked.get(name)
+        if checked is None:
+            checked = self._checked[name] = self._described(name)
+        return checked
+
+    def _described(self, name: str) -> ClassDesc:
         suid, flags, fields, parent = CLASSES[name]
         found = self._descs.get(name)
         if found is None:
@@ -242,6 +278,12 @@ class Factory:
         if self._object_id is None:
             self._object_id = JString.of("Object ID")
         return self._object_id
+
+    def text(self, text: str) -> JString:
+        """Return the shared string that is the name of a measurement."""
+        if text not in self._texts:
+            self._texts[text] = JString.of(text)
+        return self._texts[text]
 
     def integer(self, value: int) -> JObject:
         """Return a new ``java.lang.Integer``."""
@@ -311,15 +353,20 @@ class Factory:
             self._names[names] = lookup, listed
         return self._names[names]
 
-    def float_list(self, names: tuple[str, ...], values: bytes) -> JObject:
-        """Return a closed ``FloatList`` from big-endian float32 values."""
-        name = LISTS + "NumericMeasurementList$FloatList"
-        return self.obj(name, [b"\x01", *self.names(names)], [self.floats(values)])
+    def number_list(self, names: tuple[str, ...], values: bytes, kind: str = "FloatList") -> JObject:
+        """Return a closed ``FloatList`` (or ``DoubleList``) from big-endian float32 (float64) values."""
+        size, array = (4, "[F") if kind == "FloatList" else (8, "[D")
+        numbers = JArray(self.desc(array), len(values) // size, values)
+        return self.obj(f"{LISTS}NumericMeasurementList${kind}", [b"\x01", *self.names(names)], [numbers])
 
     def default_list(self, values: Mapping[str, float]) -> JObject:
         """Return a ``DefaultMeasurementList`` of doubles, the kind that annotations have."""
-        entries: list[Content] = [
-            self.obj(LISTS + "DoubleMeasurement", [struct.pack(">d", value), JString.of(name)])
-            for name, value in values.items()
-        ]
-        return self.obj(LISTS + "DefaultMeasurementList", [self.array_list(entries)])
+        return self.measurement_list([self.measurement(name, value) for name, value in values.items()])
+
+    def measurement(self, name: str, value: float) -> JObject:
+        """Return one measurement of a ``DefaultMeasurementList``."""
+        return self.obj(LISTS + "DoubleMeasurement", [struct.pack(">d", value), self.text(name)])
+
+    def measurement_list(self, items: Sequence[Content]) -> JObject:
+        """Return a ``DefaultMeasurementList`` of such measurements."""
+        return self.obj(LISTS + "DefaultMeasurementList", [self.array_list(items)])

@@ -8,6 +8,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import numpy as np
 from qupath_ext.errors import FormatError, ProjectError
 from qupath_ext.native.bulk import NewRun
 from qupath_ext.native.catalog import OBJECTS, Factory
+from qupath_ext.native.collector import paused_collector
 from qupath_ext.native.emitter import Emitter, emit_stream
-from qupath_ext.native.files import FileState, Transaction
+from qupath_ext.native.files import FileState, Transaction, read_back
 from qupath_ext.native.parser import Parser, parse_stream
 from qupath_ext.native.pathobjects import NewObject, PathObjectView, make_object, walk
+from qupath_ext.native.records import NewAnnotations
 from qupath_ext.native.scanner import ScannedRun
 from qupath_ext.native.stains import Stains, read_stains, stains_token
 from qupath_ext.native.table import read_table
@@ -39,6 +42,7 @@ __all__ = [
 HIERARCHY = OBJECTS + "hierarchy.PathObjectHierarchy"
 IMAGE_TYPE = "qupath.lib.images.ImageData$ImageType"
 STAINS = "qupath.lib.color.ColorDeconvolutionStains"
+LOCALE = "java.util.Locale"
 WORKFLOW = "qupath.lib.plugins.workflow.Workflow"
 HEAD_BYTES = 1 << 20
 VERSION_MARK = b"Data file version"
@@ -50,7 +54,11 @@ class DataFile:
 
     contents: list[Content]
     parser: Parser | None
-    digest: str
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the file that was read; empty for a new one."""
+        return "" if self.parser is None else hashlib.sha256(self.parser.data).hexdigest()
 
     # ------------------------------------------------------------------ top-level items
     @property
@@ -68,14 +76,6 @@ class DataFile:
         if not isinstance(root, JObject):
             raise FormatError("object hierarchy without root object")
         return root
-
-    @property
-    def tma_cores(self) -> set[int]:
-        """The identities (``id()``) of the tokens of the TMA grid's cores."""
-        grid = self.hierarchy.get("tmaGrid")
-        cores = grid.get("cores") if isinstance(grid, JObject) else None
-        extra = cores.parts[-1].extra if isinstance(cores, JObject) else None
-        return {id(core) for core in extra or () if isinstance(core, JObject)}
 
     @property
     def image_type(self) -> str | None:
@@ -96,10 +96,36 @@ class DataFile:
         return found if isinstance(found, JObject) else None
 
     def _first(self, name: str) -> JObject | JEnum | None:
-        for token in self.contents:
-            if isinstance(token, (JObject, JEnum)) and token.desc.name == name:
-                return token
-        return None
+        at = self._place(name)
+        token = None if at is None else self.contents[at]
+        return token if isinstance(token, (JObject, JEnum)) else None
+
+    def _place(self, name: str) -> int | None:
+        return next((at for at, token in enumerate(self.contents) if _class_of(token) == name), None)
+
+    def set_image_type(self, image_type: str, stains: Stains | None, factory: Factory) -> None:
+        """Set the image type, and the stains or that there are none."""
+        at = self._place(IMAGE_TYPE)
+        token = factory.enum(IMAGE_TYPE, image_type)
+        if at is None:  # after the locale
+            at = next((i + 1 for i, item in enumerate(self.contents) if _class_of(item) == LOCALE), 2)
+            self.contents.insert(at, token)
+        else:
+            self.contents[at] = token
+        new = None if stains is None else stains_token(stains, factory)
+        place = self._place(STAINS)
+        if place is None and self.contents[at + 1] is None:
+            place = at + 1
+        if place is None:
+            self.contents.insert(at + 1, new)
+        else:
+            self.contents[place] = new
+
+    def set_tma_grid(self, grid: JObject) -> None:
+        """Put a TMA grid in the place of the one there is."""
+        hierarchy = self.hierarchy
+        names = [spec.name for spec in hierarchy.desc.fields]
+        hierarchy.parts[-1].values[names.index(b"tmaGrid")] = grid
 
     def known_tokens(self) -> list[Content]:
         """All tokens that a later part of the file may share."""
@@ -107,13 +133,17 @@ class DataFile:
 
     def read_table(self) -> gpd.GeoDataFrame:
         """Return the hierarchy as a path-object table; see :func:`qupath_ext.native.table.read_table`."""
-        return read_table(self.root, self.digest)
+        return read_table(self.root, lambda: self.digest)
 
     def to_bytes(self) -> bytes:
         """Return the file."""
         out = bytearray()
         emit_stream(self.contents, out.extend)
         return bytes(out)
+
+
+def _class_of(token: Content) -> str | None:
+    return token.desc.name if isinstance(token, (JObject, JEnum)) else None
 
 
 def parse_data_file(data: bytes, *, fast: bool = True) -> DataFile:
@@ -132,7 +162,7 @@ def parse_data_file(data: bytes, *, fast: bool = True) -> DataFile:
         raise FormatError("data file without server description")
     if not isinstance(last, JString) or last.raw != b"EOF":
         raise FormatError("data file without end mark", expected="'EOF' as the last item")
-    out = DataFile(contents, parser, hashlib.sha256(data).hexdigest())
+    out = DataFile(contents, parser)
     PathObjectView(out.root)
     return out
 
@@ -213,7 +243,7 @@ def new_data_file(
     contents: list[Content] = [
         Block(struct.pack(">H", len(mark)) + mark),
         JString.of(json.dumps(header, ensure_ascii=False, separators=(",", ":"))),
-        factory.obj("java.util.Locale", locale, extra=[]),
+        factory.obj(LOCALE, locale, extra=[]),
         factory.enum(IMAGE_TYPE, image_type),
         None if stains is None else stains_token(stains, factory),
         factory.external(WORKFLOW, [Block(struct.pack(">ii", 1, 0))]),
@@ -221,7 +251,7 @@ def new_data_file(
         factory.hash_map([(JString.of("PROJECT_ENTRY_ID"), JString.of(project_entry))]),
         JString.of("EOF"),
     ]
-    return DataFile(contents, None, "")
+    return DataFile(contents, None)
 
 
 # ---------------------------------------------------------------------- counting
@@ -239,6 +269,8 @@ def count_objects(root: JObject) -> ObjectCounts:
             out[item.kind, item.classification] += 1
         elif isinstance(item, ScannedRun):
             out.update(run_kinds_and_classes(item))
+        elif isinstance(item, NewAnnotations):
+            out.update((new.kind, new.classification) for new in item.objects)
         elif isinstance(item, NewRun):
             columns = item.columns
             codes, counts = np.unique(columns.codes, return_counts=True)
@@ -263,6 +295,11 @@ def stage_data_file(data: DataFile, path: Path, before: FileState | None, transa
     ProjectError
         If it cannot be written.
     """
+    with paused_collector():
+        return _stage_data_file(data, path, before, transaction)
+
+
+def _stage_data_file(data: DataFile, path: Path, before: FileState | None, transaction: Transaction) -> ObjectCounts:
     handles: list[int] = []
 
     def write(file: Any) -> None:
@@ -272,7 +309,7 @@ def stage_data_file(data: DataFile, path: Path, before: FileState | None, transa
 
     expected = count_objects(data.root)
     temporary = transaction.stage(path, write, before)
-    again = parse_data_file(temporary.read_bytes())
+    again = parse_data_file(read_back(temporary))
     found = count_objects(again.root)
     if again.parser is None or again.parser.next_handle != handles[0] or len(again.contents) != len(data.contents):
         raise FormatError(f"{path} would not read back as it was written", remedy="nothing was replaced")

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 
+from qupath_ext.change import ChangeCounts, TmaGrid
 from qupath_ext.errors import FormatError, ProjectError
 from qupath_ext.native.additions import Additions, build_additions
 from qupath_ext.native.catalog import Factory
 from qupath_ext.native.datafile import DataFile, parse_data_file
-from qupath_ext.native.pathobjects import PathObjectView, walk
+from qupath_ext.native.pathobjects import PathObjectView, object_kind, walk
+from qupath_ext.native.rewrite import fits_record, rewrite_run
 from qupath_ext.native.scanner import ScannedRun
+from qupath_ext.native.stains import Stains, check_stains
 from qupath_ext.native.table import derived_id
+from qupath_ext.native.tma import grid_cores, grid_token
 from qupath_ext.native.tokens import Block, Content, JArray, JObject, Run, RunMember
-from qupath_ext.project import ChangeCounts
+from qupath_ext.native.updates import Update, check_update, update_object, updated_ids
 
 __all__ = ["HierarchyEdit", "open_for_edit"]
 
 CONNECTIONS = "qupath.lib.objects.PathObjectConnections"
+MIN_REWRITE = 32
+"""From so many records of a run on, they are changed at once."""
 GROUP_LIST = "java.util.ArrayList"
 
 
@@ -66,6 +73,9 @@ class HierarchyEdit:
         self._runs: list[ScannedRun] = []
         for item, _ in walk(data.root):
             if isinstance(item, PathObjectView):
+                item.check()
+                if item.id in self._objects:
+                    raise FormatError(f"two objects with the id {item.id}", expected="an id of its own for each")
                 self._objects[item.id or ""] = item.token
             elif isinstance(item, ScannedRun):
                 self._runs.append(item)
@@ -75,11 +85,15 @@ class HierarchyEdit:
         self,
         *,
         add: gpd.GeoDataFrame | None = None,
+        update: Sequence[pd.DataFrame] = (),
         remove: Sequence[str] = (),
         lock: Sequence[str] = (),
         unlock: Sequence[str] = (),
+        image_type: str | None = None,
+        stains: Stains | None = None,
+        tma_grid: TmaGrid | None = None,
     ) -> ChangeCounts:
-        """Remove objects, set locks, add objects, in this order.
+        """Set the image type, update and remove objects, set locks, add objects and the TMA grid, in this order.
 
         Children of a removed object that stay move up to its parent. Groups of object connections that mention a
         removed object are dropped.
@@ -90,12 +104,18 @@ class HierarchyEdit:
             If an id is not in the image, a new id is there already, a parent does not exist, a TMA core would be
             removed, or an object cannot be stored.
         """
+        if image_type is not None:
+            self.data.set_image_type(image_type, check_stains(image_type, stains), self._factory)
+        updates = [check_update(table) for table in update if len(table)]
+        for checked in updates:
+            self._update(checked)
         removed = set(remove)
         members = self._find([*removed, *lock, *unlock])
-        additions = None if add is None or len(add) == 0 else build_additions(add, self._factory)
+        new_cores = frozenset() if tma_grid is None else frozenset(tma_grid.cores)
+        additions = None if add is None or len(add) == 0 else build_additions(add, self._factory, new_cores)
         if additions is not None:
             self._check_new(additions, removed)
-        cores = self.data.tma_cores
+        cores = {id(core) for core in grid_cores(self.data)}
         if any(id(self._objects.get(i)) in cores for i in removed):
             raise ProjectError("a core of the TMA grid cannot be removed", remedy="remove it in QuPath")
         if removed:
@@ -104,8 +124,34 @@ class HierarchyEdit:
         n_locked = self._lock(lock, True, removed, members) + self._lock(unlock, False, removed, members)
         if additions is not None:
             self._add(additions)
+        if tma_grid is not None:
+            self._set_grid(tma_grid, {} if additions is None else additions.tokens)
         counts = {} if additions is None else dict(additions.counts)
-        return ChangeCounts(added=counts, removed=len(removed), locked=n_locked)
+        n_updated = len(updated_ids(updates))
+        return ChangeCounts(added=counts, removed=len(removed), locked=n_locked, updated=n_updated)
+
+    # ------------------------------------------------------------------ updating
+    def _update(self, update: Update) -> None:
+        """Give objects new values: records of runs at once where they are many, all others one by one."""
+        place = pd.Index(update.ids)
+        left = np.ones(len(update.ids), dtype=bool)
+        for run, run_ids in zip(self._runs, self._run_ids, strict=True):
+            found = place.get_indexer(pd.Index(run_ids.astype("U36").astype(object)))
+            records = np.flatnonzero(found >= 0)
+            chosen, rows = found[records], run.rows[records]
+            if len(rows) >= MIN_REWRITE:
+                fits = fits_record(run, rows, update.take(chosen))
+                rewrite_run(run, rows[fits], update.take(chosen[fits]), self._factory)
+                left[chosen[fits]] = False
+                chosen, rows = chosen[~fits], rows[~fits]
+            for at, row in zip(chosen.tolist(), rows.tolist(), strict=True):
+                update_object(run.materialise(row), update, at, self._factory)
+            left[chosen] = False
+        for at in np.flatnonzero(left).tolist():
+            token = self._objects.get(update.ids[at])
+            if token is None:
+                raise _missing_error(update.ids[at])
+            update_object(token, update, at, self._factory)
 
     # ------------------------------------------------------------------ finding
     def _find(self, ids: Iterable[str]) -> dict[str, tuple[ScannedRun, int]]:
@@ -125,9 +171,7 @@ class HierarchyEdit:
                     out[run_ids[at].decode()] = (run, int(run.rows[at]))
         missing = [i for i in wanted if i not in out]
         if missing:
-            raise ProjectError(
-                f"object {missing[0]} is not in the image", remedy="read the objects again; it may have been deleted"
-            )
+            raise _missing_error(missing[0])
         return out
 
     def _check_new(self, additions: Additions, removed: set[str]) -> None:
@@ -202,6 +246,26 @@ class HierarchyEdit:
             view = PathObjectView(token)
             view.set_children([*view.children, *tokens])
 
+    def _set_grid(self, grid: TmaGrid, new: Mapping[str, JObject]) -> None:
+        """Give the image a TMA grid whose cores are all new."""
+        if self.data.hierarchy.get("tmaGrid") is not None:
+            raise ProjectError("the image has a TMA grid already", remedy="remove it in QuPath first")
+        if min(grid.width, grid.height) < 1 or len(set(grid.cores)) != grid.width * grid.height:
+            raise ProjectError(
+                f"TMA grid of {grid.width} x {grid.height} with {len(set(grid.cores))} different cores",
+                expected="one core for each place",
+            )
+        cores = []
+        for core in grid.cores:
+            token = new.get(core)
+            if token is None or object_kind(token) != "tma_core":
+                raise ProjectError(
+                    f"core {core} of the TMA grid is not added in the same change",
+                    expected="a new object of type tma_core",
+                )
+            cores.append(token)
+        self.data.set_tma_grid(grid_token(grid.width, grid.height, cores, self._factory))
+
     # ------------------------------------------------------------------ connections
     def _drop_connections(self, removed: set[str], members: dict[str, tuple[ScannedRun, int]]) -> None:
         properties = self.data.properties
@@ -220,6 +284,12 @@ class HierarchyEdit:
                 size = struct.pack(">i", len(kept))
                 groups.parts[-1].values = [size]
                 groups.parts[-1].extra = [Block(size), *kept]
+
+
+def _missing_error(object_id: str) -> ProjectError:
+    return ProjectError(
+        f"object {object_id} is not in the image", remedy="read the objects again; it may have been deleted"
+    )
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,11 @@ class Emitter:
     # ------------------------------------------------------------------ bytes and handles
     def raw(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes as they are."""
+        if len(data) > FLUSH_BYTES:
+            self.flush()
+            self.n_bytes += len(data)
+            self._write(bytes(data))
+            return
         self._buffer += data
         if len(self._buffer) > FLUSH_BYTES:
             self.flush()
@@ -104,22 +109,25 @@ class Emitter:
         self.next_handle += 1
 
     def _reference(self, handle: int) -> None:
-        self.raw(b"\x71" + INT.pack(BASE_HANDLE + handle))
+        self._buffer += b"\x71" + INT.pack(BASE_HANDLE + handle)
 
     # ------------------------------------------------------------------ tokens
     def content(self, token: Content) -> None:
         """Write one token, by reference if it was written before."""
         if token is None:
-            self.raw(b"\x70")
+            self._buffer += b"\x70"
             return
         handle = self._handles.get(id(token))
         if handle is not None:
             self._reference(handle)
             return
-        if isinstance(token, Run):
+        writer = self._writers.get(type(token))
+        if writer is not None:
+            writer(token)
+        elif isinstance(token, Run):
             token.emit(self)
         else:
-            self._writers[type(token)](token)
+            raise TypeError(f"{type(token).__name__} in a stream")
 
     def _enum(self, token: JEnum) -> None:
         self.raw(b"\x7e")

@@ -6,19 +6,23 @@ import copy
 import io
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qupath_ext.change import Change, ChangeCounts, TmaGrid
+from qupath_ext.entry import UNSET, ImageEntry, Unset
 from qupath_ext.errors import FormatError, ProjectError
+from qupath_ext.native.entryjson import changed_image, check_image_type
 from qupath_ext.native.files import FileState, Transaction, changed_error, read_with_state
 from qupath_ext.native.jsonfiles import json_writer
 from qupath_ext.native.stains import Stains
-from qupath_ext.project import Change, ChangeCounts, ImageEntry
 
 if TYPE_CHECKING:
     import geopandas as gpd
 
     from qupath_ext.native.datafile import DataFile, ObjectCounts
+    from qupath_ext.native.edit import HierarchyEdit
     from qupath_ext.native.nativeproject import NativeProject
 
 __all__ = ["QUPATH_VERSION", "NativeEntry"]
@@ -65,6 +69,36 @@ class NativeEntry(ImageEntry):
     def metadata(self) -> dict[str, str]:
         """The metadata of the entry."""
         return dict(self._image.get("metadata") or {})
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags of the entry."""
+        return [str(tag) for tag in self._image.get("tags") or ()]
+
+    def update(
+        self,
+        *,
+        name: str | None = None,
+        description: str | Unset | None = UNSET,
+        metadata: Mapping[str, str | None] | None = None,
+        tags: Sequence[str] | None = None,
+        mpp: float | tuple[float, float] | None = None,
+        slide_path: str | Path | None = None,
+    ) -> None:
+        """Change what the project says about the image; see :meth:`qupath_ext.entry.ImageEntry.update`."""
+        image = changed_image(
+            self._image,
+            name=name,
+            description=description,
+            metadata=metadata,
+            tags=tags,
+            mpp=mpp,
+            slide=lambda: self.slide_path,
+            moved_to=None if slide_path is None else Path(slide_path).absolute(),
+        )
+        if image != self._image:
+            self._project.replace_image(self, image)
+            self._image = image
 
     @property
     def server_builder(self) -> dict[str, Any]:
@@ -124,6 +158,17 @@ class NativeEntry(ImageEntry):
         """The stains."""
         return self._read_head()[1]
 
+    def read_tma_grid(self) -> TmaGrid | None:
+        """Read the TMA grid; None if the image has none."""
+        from qupath_ext.native.datafile import parse_data_file
+        from qupath_ext.native.tma import read_grid
+
+        loaded = self._load()
+        if loaded is None:
+            return None
+        with self._named():
+            return read_grid(parse_data_file(loaded[0]))
+
     def read_objects(self) -> gpd.GeoDataFrame:
         """Read all objects; see :meth:`qupath_ext.project.ImageEntry.read_objects`."""
         from pyhisto.objects import empty_objects
@@ -145,34 +190,42 @@ class NativeEntry(ImageEntry):
 
     def _apply(self, change: Change) -> ChangeCounts:
         from pyhisto.objects import concat_objects
-        from qupath_ext.native.edit import HierarchyEdit, open_for_edit
 
         seen = self._seen
-        if not any((change.tables, change.removed, change.locked, change.unlocked)):
+        if not change:
             return ChangeCounts()
-        add = (
-            None
-            if not change.tables
-            else change.tables[0]
-            if len(change.tables) == 1
-            else concat_objects(change.tables)
-        )
-        with Transaction() as transaction:
+        if change.image_type is not None:
+            check_image_type(change.image_type, self.server_builder)
+        with Transaction(self._project.lock) as transaction:
             loaded = self._load()
             state = None if loaded is None else loaded[1]
             if state != seen:
                 self._seen = seen
                 raise changed_error(self.data_file)
-            if loaded is None:
-                edit = HierarchyEdit(self._new_data("UNSET", None), self._project.color_of)
-            else:
-                with self._named():
-                    edit = open_for_edit(loaded[0], self._project.color_of)
-            counts = edit.apply(add=add, remove=change.removed, lock=change.locked, unlock=change.unlocked)
+            with self._named():
+                edit = self._open_for_edit(None if loaded is None else loaded[0])
+                counts = edit.apply(
+                    add=concat_objects(change.tables) if len(change.tables) > 1 else next(iter(change.tables), None),
+                    update=change.updates,
+                    remove=change.removed,
+                    lock=change.locked,
+                    unlock=change.unlocked,
+                    image_type=change.image_type,
+                    stains=change.stains,
+                    tma_grid=change.tma_grid,
+                )
             self._stage(transaction, edit.data, state)
             transaction.commit()
         self.was_written(transaction)
         return counts
+
+    def _open_for_edit(self, data: bytes | None) -> HierarchyEdit:
+        """Return the image's data file, a new one if there is none, ready to be changed."""
+        from qupath_ext.native.edit import HierarchyEdit, open_for_edit
+
+        if data is None:
+            return HierarchyEdit(self._new_data("UNSET", None), self._project.color_of)
+        return open_for_edit(data, self._project.color_of)
 
     def _new_data(self, image_type: str, stains: Stains | None) -> DataFile:
         from qupath_ext.native.datafile import new_data_file
@@ -206,7 +259,7 @@ class NativeEntry(ImageEntry):
         counts = stage_data_file(data, self.data_file, before, transaction)
         summary = self.folder / "summary.json"
         content = self._summary(data.image_type, counts)
-        transaction.stage(summary, json_writer(content, indent=None), FileState.of(summary))
+        transaction.stage(summary, json_writer(content, indent=None), FileState.of(summary), backup=False)
 
     def _summary(self, image_type: str | None, counts: ObjectCounts) -> dict[str, Any]:
         metadata = self.server_builder.get("metadata") or {}

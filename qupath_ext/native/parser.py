@@ -5,8 +5,10 @@ from __future__ import annotations
 import bisect
 import struct
 from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 from qupath_ext.errors import FormatError
+from qupath_ext.native.collector import paused_collector
 from qupath_ext.native.scanner import LeafScanner, ScannedRun
 from qupath_ext.native.tokens import (
     BASE_HANDLE,
@@ -28,6 +30,7 @@ from qupath_ext.native.tokens import (
     Part,
     RunMember,
     decode_utf,
+    encode_utf,
 )
 
 __all__ = ["HEADER", "Parser", "parse_stream"]
@@ -35,6 +38,7 @@ __all__ = ["HEADER", "Parser", "parse_stream"]
 HEADER = bytes.fromhex("ACED0005")
 MAX_DEPTH = 200
 """Nesting of objects; QuPath's own files stay far below, and Python's stack is not asked for more."""
+Layout: TypeAlias = list[tuple[list[int], bool]]
 KNOWN_FLAGS = (0, SERIALIZABLE, SERIALIZABLE_WITH_DATA, EXTERNALIZABLE, ENUM)
 INT = struct.Struct(">i")
 SHORT = struct.Struct(">H")
@@ -62,14 +66,15 @@ def parse_stream(data: bytes, *, fast: bool = True) -> tuple[list[Content], Pars
     FormatError
         If any byte is not explained by the grammar; the offset is named.
     """
-    if fast:
-        parser = Parser(data, fast=True)
-        try:
-            return parser.stream(), parser
-        except _PartOfRunError:
-            pass  # something shares a part of a cell, such as cached ROI statistics; rare
-    parser = Parser(data, fast=False)
-    return parser.stream(), parser
+    with paused_collector():
+        if fast:
+            parser = Parser(data, fast=True)
+            try:
+                return parser.stream(), parser
+            except _PartOfRunError:
+                pass  # something shares a part of a cell, such as cached ROI statistics; rare
+        parser = Parser(data, fast=False)
+        return parser.stream(), parser
 
 
 class _PartOfRunError(Exception):
@@ -82,16 +87,17 @@ class Parser:
     def __init__(self, data: bytes, *, fast: bool) -> None:
         self.data = data
         self.pos = 0
+        self._size = len(data)
         self.handles: dict[int, Content] = {}
         self.handle_of: dict[int, int] = {}
         self.next_handle = 0
+        self._complete: dict[int, ClassDesc] = {}
+        self._layouts: dict[int, Layout] = {}
         self.runs: list[ScannedRun] = []
         self._scope_runs: list[ScannedRun] = []
         self._scanner = LeafScanner(self) if fast else None
         self._depth = 0
         self._readers: dict[int, Callable[[], Content]] = {
-            0x70: self._null,
-            0x71: self._reference,
             0x72: self._new_class_desc,
             0x73: self._object,
             0x74: self._string,
@@ -124,9 +130,12 @@ class Parser:
     def object_at(self, offset: int, handles: dict[int, Content]) -> JObject:
         """Parse one object again whose shared parts are all in `handles`; what it defines itself is not kept."""
         saved = self.pos, self.next_handle, self._scanner, self._depth, self.handles, self.handle_of
-        self.pos, self.next_handle, self._scanner, self._depth = offset, 1 << 40, None, 0
-        self.handles, self.handle_of = dict(handles), {}
+        own = 1 << 40
+        self.pos, self.next_handle, self._scanner, self._depth = offset, own, None, 0
+        self.handles, self.handle_of = handles, {}
         obj = self.content()
+        for handle in range(own, self.next_handle):
+            del handles[handle]
         self.pos, self.next_handle, self._scanner, self._depth, self.handles, self.handle_of = saved
         if not isinstance(obj, JObject):
             raise self.error("no object", offset, expected="a path object")
@@ -153,10 +162,11 @@ class Parser:
     # ------------------------------------------------------------------ bytes
     def _take(self, n: int) -> bytes:
         start = self.pos
-        if n < 0 or start + n > len(self.data):
-            raise self.error(f"{n} bytes announced, {len(self.data) - start} left")
-        self.pos = start + n
-        return self.data[start : self.pos]
+        stop = start + n
+        if n < 0 or stop > self._size:
+            raise self.error(f"{n} bytes announced, {self._size - start} left")
+        self.pos = stop
+        return self.data[start:stop]
 
     def _int(self) -> int:
         return int(INT.unpack(self._take(4))[0])
@@ -168,9 +178,17 @@ class Parser:
     def content(self) -> Content:
         """Parse one token."""
         start = self.pos
-        reader = self._readers.get(self._take(1)[0])
+        if start >= self._size:
+            raise self.error("1 bytes announced, 0 left")
+        tag = self.data[start]
+        self.pos = start + 1
+        if tag == 0x71:
+            return self._reference()
+        if tag == 0x70:
+            return None
+        reader = self._readers.get(tag)
         if reader is None:
-            raise self.error(f"unknown tag {self.data[start]:02X}", start)
+            raise self.error(f"unknown tag {tag:02X}", start)
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise self.error(f"objects nested deeper than {MAX_DEPTH}", start)
@@ -180,16 +198,17 @@ class Parser:
 
     def _until_end(self) -> list[Content]:
         out: list[Content] = []
-        data, scanner = self.data, self._scanner
+        data, size, scanner = self.data, self._size, self._scanner
         while True:
-            if self.pos >= len(data):
+            if self.pos >= size:
                 raise self.error("end of file", expected="the end of an object")
-            if data[self.pos] == 0x78:
+            tag = data[self.pos]
+            if tag == 0x78:
                 self.pos += 1
                 return out
             token = self.content()
             out.append(token)
-            if scanner is not None and isinstance(token, JObject) and scanner.learn(token):
+            if tag == 0x73 and scanner is not None and isinstance(token, JObject) and scanner.learn(token):
                 run = scanner.scan(self.pos, self.next_handle)
                 if run is not None:
                     out.append(run)
@@ -198,12 +217,12 @@ class Parser:
                     self.pos = run.end
                     self.next_handle += run.n_handles
 
-    def _null(self) -> Content:
-        return None
-
     def _reference(self) -> Content:
         start = self.pos - 1
-        handle = self._int() - BASE_HANDLE
+        if start + 5 > self._size:
+            self._take(4)
+        handle = INT.unpack_from(self.data, start + 1)[0] - BASE_HANDLE
+        self.pos = start + 5
         token = self.handles.get(handle)
         if token is not None:
             return token
@@ -216,7 +235,11 @@ class Parser:
         return RunMember(self._scope_runs[at], index)
 
     def _string(self) -> JString:
-        token = JString(self._utf())
+        start = self.pos
+        if start + 2 > self._size:
+            self._take(2)
+        self.pos = start + 2
+        token = JString(self._take(SHORT.unpack_from(self.data, start)[0]))
         self._check_utf(token.raw)
         self._assign(token)
         return token
@@ -250,15 +273,18 @@ class Parser:
 
     def _some_class_desc(self) -> ClassDesc:
         start = self.pos
-        token = self._class_desc()
-        if token is None:
-            raise self.error("object without class", start)
-        return token
+        token = self.content()
+        if isinstance(token, ClassDesc):
+            return token
+        what = "object without class" if token is None else "no class descriptor"
+        raise self.error(what, start, expected="tag 71 or 72")
 
     def _new_class_desc(self) -> ClassDesc:
         start = self.pos - 1
         name = self._utf()
         self._check_utf(name)
+        if encode_utf(decode_utf(name)) != name:
+            raise self.error("a class name that is not modified UTF-8", start)
         desc = ClassDesc(decode_utf(name), self._take(8), 0)
         self._assign(desc)
         desc.flags = self._take(1)[0]
@@ -267,7 +293,12 @@ class Parser:
         for _ in range(SHORT.unpack(self._take(2))[0]):
             desc.fields.append(self._field())
         desc.annotation = self._until_end()
-        desc.parent = self._class_desc()
+        parent = self._class_desc()
+        if parent is not None and desc in parent.chain():
+            raise self.error(f"class {desc.name} that is its own superclass", start)
+        desc.parent = parent
+        if parent is None or id(parent) in self._complete:
+            self._complete[id(desc)] = desc
         return desc
 
     def _field(self) -> Field:
@@ -298,17 +329,24 @@ class Parser:
         if desc.flags == EXTERNALIZABLE:
             obj.contents = self._until_end()
             return obj
+        for sizes, with_data in self._layouts.get(id(desc)) or self._layout(desc, start):
+            values = [self._take(size) if size else self._field_content() for size in sizes]
+            obj.parts.append(Part(values, self._until_end() if with_data else None))
+        return obj
+
+    def _layout(self, desc: ClassDesc, start: int) -> Layout:
+        """Sizes of the fields (0: an object) of a class and its superclasses, and whether more follows."""
+        out = []
         for cls in desc.chain():
             if cls.flags not in (SERIALIZABLE, SERIALIZABLE_WITH_DATA):
                 raise self.error(f"object of class {cls.name} with flags {cls.flags:02X}", start)
-            values = [self._value(spec.code) for spec in cls.fields]
-            obj.parts.append(Part(values, self._until_end() if cls.flags == SERIALIZABLE_WITH_DATA else None))
-        return obj
+            sizes = [PRIMITIVE_SIZES.get(spec.code, 0) for spec in cls.fields]
+            out.append((sizes, cls.flags == SERIALIZABLE_WITH_DATA))
+        if id(desc) in self._complete:
+            self._layouts[id(desc)] = out
+        return out
 
-    def _value(self, code: str) -> bytes | Content:
-        size = PRIMITIVE_SIZES.get(code)
-        if size is not None:
-            return self._take(size)
+    def _field_content(self) -> Content:
         start = self.pos
         token = self.content()
         if isinstance(token, Block):
@@ -330,7 +368,7 @@ class Parser:
             return array
         if array.length < 0 or array.length > len(self.data) - self.pos:
             raise self.error(f"array of {array.length} elements", start)
-        array.items = [self._value(code) for _ in range(array.length)]  # type: ignore[misc]
+        array.items = [self._field_content() for _ in range(array.length)]
         return array
 
     def _enum(self) -> JEnum:

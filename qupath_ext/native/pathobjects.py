@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,11 @@ from shapely.geometry.base import BaseGeometry
 
 from qupath_ext.errors import FormatError
 from qupath_ext.native.catalog import OBJECTS, Factory, full_class_name
-from qupath_ext.native.roi import make_roi
+from qupath_ext.native.measurementlists import is_list, primitive, read_measurements
+from qupath_ext.native.roi import is_roi, make_ellipse, make_roi
 from qupath_ext.native.tokens import Block, Content, JArray, JObject, JString, Run
 
-__all__ = ["NewObject", "PathObjectView", "make_object", "object_kind", "walk"]
+__all__ = ["GENERAL_LISTS", "NewObject", "PathObjectView", "make_object", "object_kind", "walk"]
 
 KINDS = {
     OBJECTS + "PathRootObject": "root",
@@ -25,7 +27,11 @@ KINDS = {
     OBJECTS + "PathDetectionObject": "detection",
 }
 CLASS_OF_KIND = {kind: name for name, kind in KINDS.items()}
-MEASUREMENTS = "qupath.lib.measurements."
+OLD_KINDS = {"qupath.imagej.detect.cells.SubcellularDetection$SubcellularObject": "detection"}
+"""Classes that old versions of QuPath wrote and new ones do not."""
+GENERAL_LISTS = ("root", "annotation", "tma_core")
+"""Types whose measurements are doubles, one by one; all others have lists of floats."""
+PATH_CLASS = OBJECTS + "classes.PathClass"
 OBJECT_ID = "Object ID"
 
 
@@ -35,12 +41,28 @@ def object_kind(obj: JObject) -> str:
     Raises
     ------
     FormatError
-        If it is no path object.
+        If it is of another class, even of one that is derived from a class of path objects.
     """
-    for name, kind in KINDS.items():
-        if obj.desc.is_a(name):
-            return kind
-    raise FormatError(f"object of class {obj.desc.name} in the hierarchy", expected="a path object")
+    kind = KINDS.get(obj.desc.name) or OLD_KINDS.get(obj.desc.name)
+    if kind is None:
+        raise FormatError(
+            f"object {_id_or_unknown(obj)} is of class {obj.desc.name}", expected="a path object of QuPath 0.2 to 0.8"
+        )
+    return kind
+
+
+def _id_or_unknown(obj: JObject) -> str:
+    """Return the id of an object whose layout may not be known, for messages."""
+    for token in obj.contents[2:3]:
+        for array in token.contents if isinstance(token, JObject) else ():
+            for item in array.items if isinstance(array, JArray) else ():
+                if isinstance(item, JString) and _is_id(item.text):
+                    return item.text
+    return "(without id)"
+
+
+def _is_id(text: str | None) -> bool:
+    return text is not None and len(text) <= 36 and "-" in text
 
 
 class PathObjectView:
@@ -61,6 +83,7 @@ class PathObjectView:
         self.metadata_token: JObject | None = None
         self.list_token: JObject | None = None
         self._uuid: str | None = None
+        self._all_metadata: dict[str, str] | None = None
         at = self._head(contents)
         block = self._at(at)
         if not isinstance(block, Block) or len(block.raw) < 4:
@@ -83,7 +106,8 @@ class PathObjectView:
         self._tail()
 
     def _error(self, found: str, *, expected: str = "the layout of QuPath 0.2 to 0.8") -> FormatError:
-        return FormatError(f"{found} in an object of class {self.token.desc.name}", expected=expected)
+        where = f"object {_id_or_unknown(self.token)} of class {self.token.desc.name}"
+        return FormatError(f"{found} in {where}", expected=expected)
 
     def _at(self, at: int) -> Content:
         if at >= len(self.token.contents):
@@ -95,6 +119,8 @@ class PathObjectView:
         item = contents[2]
         if isinstance(item, JObject) and item.desc.name == "java.util.UUID":
             values = b"".join(value for part in item.parts for value in part.values if isinstance(value, bytes))
+            if len(values) != 16:
+                raise self._error("a damaged id")
             least, most = struct.unpack(">QQ", values)
             raw = f"{most << 64 | least:032x}"
             self._uuid = "-".join((raw[:8], raw[8:12], raw[12:16], raw[16:20], raw[20:]))
@@ -103,7 +129,7 @@ class PathObjectView:
                 raise self._error("no number of fields")
             if len(block.raw) == 8:
                 return 3
-            at = 4 + int.from_bytes(block.raw, "big", signed=True)
+            at = 4 + int.from_bytes(block.raw, "big")
             for token in contents[4:at]:
                 self._take_field(token)
             return at
@@ -117,32 +143,61 @@ class PathObjectView:
     def _take_field(self, token: Content) -> None:
         if isinstance(token, JObject) and token.desc.name == OBJECTS + "MetadataMap":
             self.metadata_token = token
-        elif isinstance(token, JObject) and token.desc.name.startswith(MEASUREMENTS):
+        elif isinstance(token, JObject) and is_list(token):
             self.list_token = token
         elif token is not None:
             raise self._error("an unknown part before the children")
 
     def _tail(self) -> None:
         self.lock_at: int | None = None
-        if self.kind == "root":
-            return
+        self.probability, self.missing = math.nan, False
+        end = self.tail_at
+        if self.kind != "root":
+            end = self._after_children()
+        if end != len(self.token.contents):
+            raise self._error("unknown parts at the end")
+
+    def _after_children(self) -> int:
+        """Read what follows the children; returns where it ends."""
         at = self.tail_at
         lock = self._at(at)
         if isinstance(lock, JObject) and lock.desc.name == "java.lang.Boolean":
             self.lock_at = at
             at += 1
+        self.class_at = at
         self.class_token = self._object_or_null(at)
-        self.roi_token = self._object_or_null(at + 1)
+        if self.class_token is not None and self.class_token.desc.name != PATH_CLASS:
+            raise self._error(f"a {self.class_token.desc.name} in place of a class")
+        self.roi_token = self._roi_or_null(at + 1)
         block = self._at(at + 2)
-        if not isinstance(block, Block) or len(block.raw) not in (8, 9):
+        if not isinstance(block, Block) or len(block.raw) != (9 if self.kind == "tma_core" else 8):
             raise self._error("no class probability")
-        self.nucleus_token = self._object_or_null(at + 3) if self.kind == "cell" else None
+        self.probability = float(struct.unpack(">d", block.raw[:8])[0])
+        self.missing = block.raw[8:] == b"\x01"
+        self.nucleus_token = self._roi_or_null(at + 3) if self.kind == "cell" else None
+        return at + 3 + (self.kind == "cell")
 
     def _object_or_null(self, at: int) -> JObject | None:
         token = self._at(at)
         if token is not None and not isinstance(token, JObject):
             raise self._error("something unknown after the children")
         return token
+
+    def _roi_or_null(self, at: int) -> JObject | None:
+        token = self._object_or_null(at)
+        if token is not None and not is_roi(token):
+            raise self._error(f"a ROI of class {token.desc.name}")
+        return token
+
+    def check(self) -> None:
+        """Read everything that the object says, so that nothing is carried along that is not understood.
+
+        Raises
+        ------
+        FormatError
+            If a part is of a kind that is not known.
+        """
+        _ = self.name, self.color, self.metadata, self.locked, self.classification, self.measurements
 
     # ------------------------------------------------------------------ values
     @property
@@ -154,27 +209,37 @@ class PathObjectView:
     def name(self) -> str | None:
         """The name."""
         token = self.token.contents[0]
-        return token.text if isinstance(token, JString) else None
+        if token is not None and not isinstance(token, JString):
+            raise self._error("a name that is no text")
+        return None if token is None else token.text
 
     @property
     def color(self) -> int | None:
         """The object's own colour, signed packed ARGB."""
         token = self.token.contents[1]
-        return int.from_bytes(_primitive(token, "value"), "big", signed=True) if isinstance(token, JObject) else None
+        if token is not None and not isinstance(token, JObject):
+            raise self._error("a colour that is no number")
+        return None if token is None else int.from_bytes(primitive(token, "value"), "big", signed=True)
 
     @property
     def all_metadata(self) -> dict[str, str]:
         """The metadata with the object id."""
+        if self._all_metadata is None:
+            self._all_metadata = self._read_metadata()
+        return self._all_metadata
+
+    def _read_metadata(self) -> dict[str, str]:
         if self.metadata_token is None:
             return {}
         contents = self.metadata_token.contents
         keys, values = contents[1:] if len(contents) == 3 else (None, None)
-        if not isinstance(keys, JArray) or not isinstance(values, JArray) or keys.length != values.length:
+        if not isinstance(keys, JArray) or not isinstance(values, JArray) or len(keys.items) != len(values.items):
             raise self._error("a damaged metadata map")
         out = {}
         for key, value in zip(keys.items, values.items, strict=True):
-            if isinstance(key, JString) and isinstance(value, JString):
-                out[key.text] = value.text
+            if not isinstance(key, JString) or not isinstance(value, JString):
+                raise self._error("metadata that are not text")
+            out[key.text] = value.text
         return out
 
     @property
@@ -183,14 +248,13 @@ class PathObjectView:
         if self._uuid is not None:
             return self._uuid
         value = self.all_metadata.get(OBJECT_ID)
-        return value if value is not None and len(value) <= 36 and "-" in value else None
+        return value if _is_id(value) else None
 
     @property
     def metadata(self) -> dict[str, str] | None:
         """The metadata without the object id; None if there is none."""
-        out = self.all_metadata
-        if self.id is not None and self._uuid is None:
-            del out[OBJECT_ID]
+        stored_as_entry = self._uuid is None and self.id is not None
+        out = {key: text for key, text in self.all_metadata.items() if not (stored_as_entry and key == OBJECT_ID)}
         return out or None
 
     @property
@@ -199,7 +263,7 @@ class PathObjectView:
         if self.lock_at is None:
             return False
         token = self.token.contents[self.lock_at]
-        return isinstance(token, JObject) and _primitive(token, "value") == b"\x01"
+        return isinstance(token, JObject) and primitive(token, "value") == b"\x01"
 
     @property
     def classification(self) -> str | None:
@@ -209,7 +273,10 @@ class PathObjectView:
     @property
     def measurements(self) -> dict[str, float]:
         """The measurements in their order."""
-        return {} if self.list_token is None else read_measurements(self.list_token)
+        try:
+            return {} if self.list_token is None else read_measurements(self.list_token)
+        except FormatError as error:
+            raise self._error(error.found, expected=error.expected) from error
 
     # ------------------------------------------------------------------ changes
     def set_children(self, children: Sequence[JObject | Run]) -> None:
@@ -232,73 +299,62 @@ class PathObjectView:
 
     def set_id(self, object_id: str, factory: Factory) -> None:
         """Store an id in an object that has none; the view is out of date afterwards."""
-        token = factory.metadata_map({**self.all_metadata, OBJECT_ID: object_id})
-        if self.metadata_token is None:
-            self.token.contents.insert(2, token)
-        else:
-            self.token.contents[self.token.contents.index(self.metadata_token)] = token
+        self._set_head(factory.metadata_map({**self.all_metadata, OBJECT_ID: object_id}), self.list_token)
 
+    def set_metadata(self, entries: Mapping[str, str], factory: Factory) -> None:
+        """Replace the metadata, but for the id; the view is out of date afterwards."""
+        ids = {} if self.id is None else {OBJECT_ID: self.id}
+        self._set_head(factory.metadata_map({**entries, **ids}), self.list_token)
 
-def _primitive(token: JObject, name: str) -> bytes:
-    value = token.get(name)
-    if not isinstance(value, bytes):
-        raise FormatError(f"field {name} of {token.desc.name} is no number")
-    return value
+    def set_list(self, token: JObject, factory: Factory) -> None:
+        """Replace the measurement list; the view is out of date afterwards."""
+        metadata = self.metadata_token
+        if self._uuid is not None:
+            metadata = factory.metadata_map({**self.all_metadata, OBJECT_ID: self._uuid})
+        self._set_head(metadata, token)
 
+    def _set_head(self, metadata: JObject | None, measurements: JObject | None) -> None:
+        head: list[Content] = [measurements] if metadata is None else [metadata, measurements]
+        block = struct.pack(">i", self.n_children)
+        self.token.contents[2 : self.count_at + 1] = [*head, Block(block)]
 
-# ---------------------------------------------------------------------- measurements
-def read_measurements(token: JObject) -> dict[str, float]:
-    """Return the names and values of a measurement list of any kind.
+    def set_name(self, name: str | None) -> None:
+        """Set or take away the name."""
+        self.token.contents[0] = None if name is None else JString.of(name)
 
-    Raises
-    ------
-    FormatError
-        If the list is of a kind that is not known.
-    """
-    kind = token.desc.name.removeprefix(MEASUREMENTS)
-    match kind:
-        case "NumericMeasurementList$FloatList" | "NumericMeasurementList$DoubleList":
-            values = token.get("values")
-            if not isinstance(values, JArray):
-                raise FormatError(f"{token.desc.name} without values")
-            numbers = np.frombuffer(values.raw, dtype=">f4" if kind.endswith("FloatList") else ">f8").tolist()
-            return dict(zip(list_names(token.get("names")), numbers, strict=False))
-        case "DefaultMeasurementList":
-            out = {}
-            for item in list_items(token.get("list")):
-                if isinstance(item, JObject) and isinstance(name := item.get("name"), JString):
-                    raw = _primitive(item, "value")
-                    out[name.text] = float(struct.unpack(">d" if len(raw) == 8 else ">f", raw)[0])
-            return out
-    raise FormatError(f"measurement list of class {token.desc.name}", expected="a kind that QuPath 0.2 to 0.8 writes")
+    def set_color(self, color: int | None, factory: Factory) -> None:
+        """Set or take away the object's own colour."""
+        self.token.contents[1] = None if color is None else factory.integer(color)
 
+    def set_classification(self, name: str | None, factory: Factory) -> None:
+        """Set or take away the class."""
+        self.token.contents[self.class_at] = None if name is None else factory.path_class(name)
 
-def list_items(token: bytes | Content) -> list[Content]:
-    """Return the elements of a ``java.util`` list (``ArrayList``, an unmodifiable view of one, or ``List.of``).
+    def set_roi(self, roi: JObject) -> None:
+        """Replace the ROI."""
+        self.token.contents[self.class_at + 1] = roi
 
-    Raises
-    ------
-    FormatError
-        If it is another kind of list.
-    """
-    if isinstance(token, JObject):
-        if token.desc.name.startswith("java.util.Collections$Unmodifiable"):
-            return list_items(token.get("c"))
-        if token.desc.name in ("java.util.ArrayList", "java.util.CollSer"):
-            extra = token.parts[-1].extra or []
-            return [item for item in extra if not isinstance(item, Block)]
-    kind = token.desc.name if isinstance(token, JObject) else type(token).__name__
-    raise FormatError(f"list of class {kind}", expected="an ArrayList, an unmodifiable list or List.of")
+    def set_nucleus(self, roi: JObject | None) -> None:
+        """Replace or take away the nucleus of a cell."""
+        self.token.contents[self.class_at + 3] = roi
 
+    def set_missing(self, missing: bool) -> None:
+        """Set whether a TMA core is missing."""
+        block = self.token.contents[self.class_at + 2]
+        before = block.raw[:8] if isinstance(block, Block) else b""
+        self.token.contents[self.class_at + 2] = Block(before + bytes([missing]))
 
-def list_names(token: bytes | Content) -> list[str]:
-    """Return the strings of a list."""
-    return [item.text for item in list_items(token) if isinstance(item, JString)]
+    def set_probability(self, value: float) -> None:
+        """Set the class probability; NaN is none."""
+        block = self.token.contents[self.class_at + 2]
+        after = block.raw[8:] if isinstance(block, Block) else b""
+        self.token.contents[self.class_at + 2] = Block(struct.pack(">d", value) + after)
 
 
 def walk(root: JObject) -> Iterator[tuple[PathObjectView | Run, JObject | None]]:
     """Every object or run below `root` with its parent's token (None for the top level), parents first, in order."""
     stack: list[tuple[JObject | Run, JObject | None]] = [(c, None) for c in reversed(PathObjectView(root).children)]
+    seen = {id(root)}
     while stack:
         token, parent = stack.pop()
         if isinstance(token, Run):
@@ -307,6 +363,9 @@ def walk(root: JObject) -> Iterator[tuple[PathObjectView | Run, JObject | None]]
                 (child, owner) for owner in token.changed_members() for child in PathObjectView(owner).children
             )
             continue
+        if id(token) in seen:
+            raise FormatError("an object that is in the hierarchy twice")
+        seen.add(id(token))
         view = PathObjectView(token)
         yield view, parent
         stack.extend((child, token) for child in reversed(view.children))
@@ -324,21 +383,24 @@ class NewObject:
     classification: str | None = None
     name: str | None = None
     locked: bool = False
+    missing: bool = False
     color: int | None = None
+    probability: float = math.nan
     plane: tuple[int, int, int] = (-1, 0, 0)
     metadata: Mapping[str, str] = field(default_factory=dict)
     measurements: Mapping[str, float] = field(default_factory=dict)
 
 
 def make_object(new: NewObject, factory: Factory) -> JObject:
-    """Return a path object without children; annotations get a list of doubles, all others one of floats."""
+    """Return a path object without children; annotations and cores get a list of doubles, others one of floats."""
     metadata = factory.metadata_map({**new.metadata, OBJECT_ID: new.id})
     values: JObject | None = None
-    if new.kind in ("annotation", "root"):
+    if new.kind in GENERAL_LISTS:
         values = factory.default_list(new.measurements) if new.measurements else None
     elif new.measurements:
-        raw = np.asarray(list(new.measurements.values()), dtype=">f4").tobytes()
-        values = factory.float_list(tuple(new.measurements), raw)
+        with np.errstate(over="ignore"):  # too large for float32: infinite, as in Java
+            raw = np.asarray(list(new.measurements.values()), dtype=">f4").tobytes()
+        values = factory.number_list(tuple(new.measurements), raw)
     contents: list[Content] = [
         None if new.name is None else JString.of(new.name),
         None if new.color is None else factory.integer(new.color),
@@ -347,11 +409,13 @@ def make_object(new: NewObject, factory: Factory) -> JObject:
         Block(struct.pack(">i", 0)),
     ]
     if new.kind != "root":
+        missing = bytes([new.missing]) if new.kind == "tma_core" else b""
+        make = make_ellipse if new.kind == "tma_core" else make_roi
         contents += [
             factory.boolean(new.locked),
             None if new.classification is None else factory.path_class(new.classification),
-            None if new.geometry is None else make_roi(new.geometry, new.plane, factory),
-            Block(struct.pack(">d", float("nan"))),
+            None if new.geometry is None else make(new.geometry, new.plane, factory),
+            Block(struct.pack(">d", new.probability) + missing),
         ]
     if new.kind == "cell":
         contents.append(None if new.nucleus is None else make_roi(new.nucleus, new.plane, factory))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from qupath_ext.native.scanner import (
     BOX,
@@ -50,13 +51,15 @@ def _first_needing(run: ScannedRun, emitter: Emitter) -> set[int]:
         {at for at, row in enumerate(run.rows.tolist()) if row in run.materialised} if run.materialised else set()
     )
     first: dict[int, int] = {}
+    tokens = list(run.materialised)  # may have changed, and not need any more what their record refers to
     for low in range(0, len(run), CHUNK):
         rows = run.rows[low : low + CHUNK]
-        for places, owner in references(run, rows):
+        copied = np.flatnonzero(~np.isin(rows, tokens))
+        for places, owner in references(run, rows[copied]):
             handles = gather_numbers(run.buffer, places + 1, ">i4")
             unique, index = np.unique(handles, return_index=True)
             for handle, at in zip(unique.tolist(), index.tolist(), strict=True):
-                position = low + int(owner[at])
+                position = low + int(copied[owner[at]])
                 first[handle] = min(first.get(handle, position), position)
     for handle, position in first.items():
         if emitter.handle(run.handles[handle - BASE_HANDLE]) is None:
@@ -118,12 +121,9 @@ def roi_layout(run: ScannedRun, at: Ints) -> tuple[Ints, Ints, Ints, Ints]:
         (-1 without), offset of the first x value (-1 for boxes), number of vertices (0 for boxes). The y values begin
         10 bytes after the last x value.
     """
-    handles = gather_numbers(run.buffer, at + 2, ">i4") - BASE_HANDLE
-    kinds = np.zeros(len(at), dtype=np.int64)
-    for handle in np.unique(handles).tolist():
-        desc = run.handles[handle]
-        if isinstance(desc, ClassDesc):
-            kinds[handles == handle] = ROI_KINDS[desc.name]
+    codes, handles = pd.factorize(gather_numbers(run.buffer, at + 2, ">i4"))
+    descs = [run.handles[handle - BASE_HANDLE] for handle in handles.tolist()]
+    kinds = np.array([ROI_KINDS[desc.name] for desc in descs if isinstance(desc, ClassDesc)], dtype=np.int64)[codes]
     polygon = kinds == POLYGON
     stats = np.where(polygon & (run.buffer[at + 19] == 0x73), at + 19, -1)
     x = np.where(kinds == POINTS, at + 19, np.where(stats >= 0, at + 19 + 66, at + 20))

@@ -7,6 +7,7 @@ with holes or several parts as big-endian WKB. Coordinates are full-resolution p
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,23 +17,32 @@ from shapely.geometry.base import BaseGeometry
 from qupath_ext.errors import FormatError, ProjectError
 from qupath_ext.native.catalog import Factory
 from qupath_ext.native.tokens import Content, JArray, JObject
+from qupath_ext.native.validity import are_valid
 
 __all__ = [
     "DEFAULT_PLANE",
+    "check_finite",
     "check_geometries",
     "ellipse",
     "is_box",
+    "is_roi",
+    "make_ellipse",
     "make_roi",
     "read_plane",
     "read_roi",
+    "read_rois",
+    "to_wkb",
     "unwrap",
 ]
 
 DEFAULT_PLANE = (-1, 0, 0)
 ELLIPSE_POINTS = 100
+LARGEST = float(np.finfo(np.float32).max)
 ROI = "qupath.lib.roi."
 PROXY = "$SerializationProxy"
-AREAS = ("Polygon", "MultiPolygon")
+WKB = ROI + "GeometryROI$WKBSerializationProxy"
+SIMPLE = ("RectangleROI", "EllipseROI", "LineROI", "PolygonROI", "PolylineROI", "PointsROI", "AreaROI")
+KINDS = {WKB, *(ROI + kind + PROXY for kind in SIMPLE)}
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -41,6 +51,22 @@ def read_plane(roi: JObject) -> tuple[int, int, int]:
     """Return the plane (c, z, t) of a ROI; c is -1 for all channels."""
     c, z, t = (int.from_bytes(_bytes(roi, name), "big", signed=True) for name in "czt")
     return c, z, t
+
+
+def is_roi(token: JObject) -> bool:
+    """Whether a token is a ROI of a kind that is known."""
+    return token.desc.name in KINDS
+
+
+def read_rois(rois: Sequence[JObject | None]) -> np.ndarray[Any, np.dtype[np.object_]]:
+    """Return the geometries of n ROI tokens, shape (n,), None where there is none; see :func:`read_roi`."""
+    out = np.full(len(rois), None, dtype=object)
+    rows = [row for row, roi in enumerate(rois) if roi is not None and roi.desc.name == WKB]
+    out[rows] = _wkb([roi for roi in rois if roi is not None and roi.desc.name == WKB])
+    for row, roi in enumerate(rois):
+        if roi is not None and roi.desc.name != WKB:
+            out[row] = read_roi(roi)
+    return out
 
 
 def read_roi(roi: JObject) -> BaseGeometry:
@@ -75,7 +101,8 @@ def read_roi(roi: JObject) -> BaseGeometry:
         case "AreaROI":
             return _area(roi)
         case "GeometryROI$WKBSerializationProxy":
-            return _wkb(roi)
+            geometry: BaseGeometry = _wkb([roi])[0]
+            return geometry
     raise FormatError(f"ROI of class {roi.desc.name}", expected="a kind that QuPath 0.2 to 0.8 writes")
 
 
@@ -106,8 +133,18 @@ def _array(roi: JObject, name: str) -> JArray:
     return value
 
 
+def check_finite(coordinates: Floats) -> None:
+    """Refuse coordinates, of any shape, that are not finite; no geometry can be made of them."""
+    if not np.isfinite(coordinates).all():
+        raise FormatError("a ROI whose coordinates are not finite numbers", remedy="delete it in QuPath")
+
+
 def _corners(roi: JObject) -> tuple[float, float, float, float]:
-    x, y, x2, y2 = (struct.unpack(">d", _bytes(roi, name))[0] for name in ("x", "y", "x2", "y2"))
+    raw = [_bytes(roi, name) for name in ("x", "y", "x2", "y2")]
+    if any(len(value) != 8 for value in raw):
+        raise FormatError(f"corners of {roi.desc.name} that are no doubles")
+    x, y, x2, y2 = (struct.unpack(">d", value)[0] for value in raw)
+    check_finite(np.array([x, y, x2, y2]))
     return x, y, x2, y2
 
 
@@ -116,11 +153,15 @@ def _vertices(roi: JObject) -> Floats:
 
 
 def _columns(x_array: JArray, y_array: JArray) -> Floats:
+    if x_array.desc.name != "[F" or y_array.desc.name != "[F":
+        raise FormatError("vertices of a ROI that are no float arrays")
     x, y = (np.frombuffer(axis.raw, dtype=">f4") for axis in (x_array, y_array))
     if len(x) != len(y):
         raise FormatError(f"{len(x)} x and {len(y)} y values in a ROI", expected="as many")
     with np.errstate(invalid="ignore"):  # signalling NaN
-        return np.column_stack([x, y]).astype(np.float64)
+        points = np.column_stack([x, y]).astype(np.float64)
+    check_finite(points)
+    return points
 
 
 def _polygon(points: Floats) -> shapely.Polygon:
@@ -133,7 +174,10 @@ def _polygon(points: Floats) -> shapely.Polygon:
 
 def _area(roi: JObject) -> BaseGeometry:
     rings = []
-    for x, y in zip(_array(roi, "x").items, _array(roi, "y").items, strict=False):
+    x_arrays, y_arrays = _array(roi, "x").items, _array(roi, "y").items
+    if len(x_arrays) != len(y_arrays):
+        raise FormatError(f"{len(x_arrays)} x and {len(y_arrays)} y rings in a ROI", expected="as many")
+    for x, y in zip(x_arrays, y_arrays, strict=True):
         if not isinstance(x, JArray) or not isinstance(y, JArray):
             raise FormatError(f"ring of {roi.desc.name} is no array")
         rings.append(_polygon(_columns(x, y)))
@@ -146,14 +190,18 @@ def _area(roi: JObject) -> BaseGeometry:
     return out
 
 
-def _wkb(roi: JObject) -> BaseGeometry:
+def _wkb(rois: Sequence[JObject]) -> np.ndarray[Any, np.dtype[np.object_]]:
+    raw = np.empty(len(rois), dtype=object)
+    raw[:] = [_array(roi, "wkb").raw for roi in rois]
     try:
-        geometry = shapely.from_wkb(_array(roi, "wkb").raw)
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            geometries: np.ndarray[Any, np.dtype[np.object_]] = shapely.from_wkb(raw)
     except shapely.errors.GEOSException as error:
         raise FormatError(f"a geometry that is not WKB: {error}") from error
-    if not isinstance(geometry, BaseGeometry):
+    if shapely.is_missing(geometries).any():
         raise FormatError("a geometry that is not WKB")
-    return geometry
+    check_finite(shapely.get_coordinates(geometries))
+    return geometries
 
 
 # ---------------------------------------------------------------------- geometry -> tokens
@@ -197,9 +245,11 @@ def check_geometries(geometries: np.ndarray[Any, Any], ids: np.ndarray[Any, Any]
     allowed = np.isin(kinds, (3, 6)) if areas else np.isin(kinds, (0, 1, 3, 4, 5, 6))
     if not allowed.all():
         found = geometries[np.flatnonzero(~allowed)[0]].geom_type
-        refuse(~allowed, f"a {found}", "a polygon" if areas else "points, lines or polygons")
-    refuse(~np.isfinite(shapely.bounds(geometries)).all(axis=1), "not finite", "finite coordinates")
-    valid = shapely.is_valid(geometries)
+        split = "split it into objects of one kind each, for example with GeoDataFrame.explode"
+        remedy = split if found == "GeometryCollection" else ""
+        refuse(~allowed, f"a {found}", "a polygon" if areas else "points, lines or polygons", remedy)
+    refuse(~(np.abs(shapely.bounds(geometries)) <= LARGEST).all(axis=1), "not finite", "finite coordinates")
+    valid = are_valid(geometries)
     if not valid.all():
         reason = shapely.is_valid_reason(geometries[np.flatnonzero(~valid)[0]])
         refuse(~valid, f"invalid ({reason})", "a valid geometry", "repair it, for example with shapely.make_valid")
@@ -244,10 +294,23 @@ def make_roi(geometry: BaseGeometry, plane: tuple[int, int, int], factory: Facto
         case "Point" | "MultiPoint":
             return factory.obj(ROI + "PointsROI" + PROXY, [c, t, z, None, *_axes(points, factory)])
         case "Polygon" | "MultiPolygon" | "MultiLineString":
-            wkb = shapely.to_wkb(geometry, byte_order=0, output_dimension=2, include_srid=False)
+            wkb = to_wkb(geometry)
             array = JArray(factory.desc("[B"), len(wkb), wkb)
-            return factory.obj(ROI + "GeometryROI$WKBSerializationProxy", [c, t, z, None, array])
+            return factory.obj(WKB, [c, t, z, None, array])
     raise ProjectError(f"geometry of kind {geometry.geom_type}", expected="points, lines or polygons")
+
+
+def to_wkb(geometry: BaseGeometry) -> bytes:
+    """Return a geometry as the big-endian WKB that QuPath writes."""
+    out: bytes = shapely.to_wkb(geometry, byte_order=0, output_dimension=2, include_srid=False)
+    return out
+
+
+def make_ellipse(geometry: BaseGeometry, plane: tuple[int, int, int], factory: Factory) -> JObject:
+    """Return the token of the ellipse that fills the bounds of a geometry, which is the ROI of a TMA core."""
+    c, z, t = (struct.pack(">i", value) for value in plane)
+    x, y, x2, y2 = geometry.bounds
+    return _corner_roi("EllipseROI", (x, y, x2, y2), (c, z, t), factory)
 
 
 def _fits_polygon_roi(polygon: BaseGeometry, n_points: int) -> bool:

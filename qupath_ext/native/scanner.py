@@ -3,14 +3,19 @@
 QuPath writes a detection, cell or tile without children as a record whose bytes are the same for all of them but for
 the id, the measurement values, the class, the vertices and the lock: everything shared (class descriptors, measurement
 names, classes) is a reference to its first occurrence. :class:`LeafScanner` learns the references from each leaf object
-that was parsed token by token, then steps over the records that follow as long as they fit. What does not fit (a first
+that was parsed token by token, and takes the records that follow as long as they fit. What does not fit (a first
 occurrence, a name, a colour, children, another kind of ROI) is left to the parser, which then asks again.
+
+Records are found with numpy, a stretch of bytes at a time: wherever the first bytes of a record stand, the layout is
+followed from there, and a run is a chain of records each of which ends where the next one begins. So bytes that look
+like a record by chance, inside of one, do no harm.
 """
 
 from __future__ import annotations
 
 import struct
-from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +26,17 @@ if TYPE_CHECKING:
     from qupath_ext.native.emitter import Emitter
     from qupath_ext.native.parser import Parser
 
-__all__ = ["BOX", "LEAF_CLASSES", "POINTS", "POLYGON", "LeafScanner", "ScannedRun", "gather_bytes", "gather_numbers"]
+__all__ = [
+    "BOX",
+    "LEAF_CLASSES",
+    "POINTS",
+    "POLYGON",
+    "LeafScanner",
+    "ScannedRun",
+    "at_every_byte",
+    "gather_bytes",
+    "gather_numbers",
+]
 
 LEAF_CLASSES = {
     "qupath.lib.objects.PathDetectionObject": "detection",
@@ -41,37 +56,62 @@ LIST_CLASSES = {
     "qupath.lib.measurements.NumericMeasurementList$DoubleList": 8,
 }
 HEAD, HEAD_NO_ID, LIST_HEAD, STATS, BOX_SIZE = 47, 8, 27, 66, 51
+NULL, REFERENCE, OBJECT, END = 0x70, 0x71, 0x73, 0x78
 NO_CHILDREN = b"\x77\x04\x00\x00\x00\x00"
 ONE_STRING = b"\x74\x00\x24"
 MIN_RUN = 4
+FIRST_STRETCH, LAST_STRETCH = 1 << 15, 1 << 23
 INT = struct.Struct(">i")
 
+FRONT = np.dtype([("head", f"V{HEAD}"), ("id", "u1", (36,)), ("end", "u1")])
+MIDDLE = np.dtype(
+    [("children", "V6"), ("lock_tag", "u1"), ("lock", ">i4"), ("class_tag", "u1"), ("class", ">i4")], align=False
+)
+ROI_HEAD = np.dtype(
+    {
+        "names": ["object", "desc", "name", "stats_tag", "stats", "box_name"],
+        "formats": ["V2", ">i4", "u1", "u1", "V6", "u1"],
+        "offsets": [0, 2, 18, 19, 19, BOX_SIZE - 1],
+        "itemsize": BOX_SIZE,
+    }
+)
+AXIS = np.dtype([("array", "V6"), ("n", ">u4")])
+DOUBLE_MARK = np.void(b"\x77\x08")
+
 Ints = np.ndarray[Any, np.dtype[np.int64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def at_every_byte(buffer: Bytes, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Return a view of a buffer that has one element of `dtype` at every byte."""
+    return np.ndarray(len(buffer) - dtype.itemsize + 1, dtype, buffer, strides=(1,))
 
 
 def gather_bytes(buffer: Bytes, offsets: Ints, size: int) -> Bytes:
     """Bytes ``[offset, offset + size)`` for each of n offsets, shape (n, size)."""
     if len(offsets) == 0 or size == 0:
         return np.empty((len(offsets), size), dtype=np.uint8)
-    return np.lib.stride_tricks.sliding_window_view(buffer, size)[offsets]
+    return at_every_byte(buffer, np.dtype(f"V{size}"))[offsets].view(np.uint8).reshape(-1, size)
 
 
 def gather_numbers(buffer: Bytes, offsets: Ints, dtype: str) -> np.ndarray[Any, Any]:
     """One big-endian number of `dtype` at each of n offsets, shape (n,), native byte order."""
     kind = np.dtype(dtype)
-    raw = gather_bytes(buffer, offsets, kind.itemsize)
+    if len(offsets) == 0:
+        return np.empty(0, dtype=kind.newbyteorder("="))
     with np.errstate(invalid="ignore"):  # signalling NaN
-        return np.ascontiguousarray(raw).view(kind).reshape(-1).astype(kind.newbyteorder("="))
+        return at_every_byte(buffer, kind)[offsets].astype(kind.newbyteorder("="))
 
 
-def _is_id(raw: bytes) -> bool:
-    """Whether QuPath takes the 36 bytes for an object id; other text is left to the token parser."""
-    return b"-" in raw and raw.isascii() and b"\x00" not in raw
-
-
-def _ref(handle: int) -> bytes:
-    return b"\x71" + INT.pack(BASE_HANDLE + handle)
+def _are_ids(texts: Bytes) -> Flags:
+    """Whether QuPath takes n texts of 36 bytes, shape (n, 36), for object ids; others are left to the parser."""
+    words = np.ascontiguousarray(texts).view(np.uint32)
+    odd = (words | ((words - np.uint32(0x01010101)) & ~words)) & np.uint32(0x80808080)  # not ASCII, or zero
+    out: Flags = (odd == 0).all(axis=1)
+    undashed = np.flatnonzero(texts[:, 8] != ord("-"))
+    out[undashed] &= (texts[undashed] == ord("-")).any(axis=1)
+    return out
 
 
 class LeafScanner:
@@ -79,14 +119,17 @@ class LeafScanner:
 
     def __init__(self, parser: Parser) -> None:
         self.parser = parser
+        self.buffer: Bytes = np.frombuffer(parser.data, dtype=np.uint8)
         self.heads: dict[bytes, bool] = {}
         self.heads_no_id: dict[bytes, bool] = {}
         self.lists: dict[bytes, int] = {}
-        self.rois: dict[bytes, int] = {}
-        self.locks: set[bytes] = set()
-        self.classes: set[bytes] = set()
-        self.floats = b""
-        self.stats = b"\x00"
+        self.rois: dict[int, int] = {}
+        self.locks: set[int] = set()
+        self.classes: set[int] = set()
+        self.floats = b"\x00" * 6
+        self.stats = b"\x00" * 6
+        self._stretch: _Stretch | None = None
+        self._reach = FIRST_STRETCH
 
     # ------------------------------------------------------------------ learning
     def learn(self, obj: JObject) -> bool:
@@ -94,10 +137,17 @@ class LeafScanner:
         kind = LEAF_CLASSES.get(obj.desc.name)
         if kind is None or len(obj.contents) < 8:
             return False
+        before = self._n_known()
         for token in obj.contents[2:]:
             if isinstance(token, JObject):
                 self._learn_part(obj, kind, token)
+        if self._n_known() != before:
+            self._stretch, self._reach = None, FIRST_STRETCH
         return True
+
+    def _n_known(self) -> tuple[int | bytes, ...]:
+        sets = (self.heads, self.heads_no_id, self.lists, self.rois, self.locks, self.classes)
+        return *(len(known) for known in sets), self.floats, self.stats
 
     def _learn_part(self, leaf: JObject, kind: str, token: JObject) -> None:
         name = token.desc.name
@@ -109,12 +159,15 @@ class LeafScanner:
         elif name in ROI_KINDS:
             self._learn_roi(token, ROI_KINDS[name])
         elif name == "java.lang.Boolean":
-            self.locks.add(self._known(token))
+            self.locks.add(self._handle(token))
         elif name == "qupath.lib.objects.classes.PathClass":
-            self.classes.add(self._known(token))
+            self.classes.add(self._handle(token))
+
+    def _handle(self, token: Content) -> int:
+        return BASE_HANDLE + self.parser.handle_of[id(token)]
 
     def _known(self, token: Content) -> bytes:
-        return _ref(self.parser.handle_of[id(token)])
+        return b"\x71" + INT.pack(self._handle(token))
 
     def _learn_head(self, leaf: JObject, kind: str, metadata: JObject) -> None:
         contents = metadata.contents
@@ -145,7 +198,7 @@ class LeafScanner:
         self.lists[key] = values.length * item_size
 
     def _learn_roi(self, token: JObject, kind: int) -> None:
-        self.rois[b"\x73" + self._known(token.desc)] = kind
+        self.rois[self._handle(token.desc)] = kind
         for value in token.parts[0].values:
             if isinstance(value, JArray) and value.desc.name == "[F":
                 self.floats = b"\x75" + self._known(value.desc)
@@ -154,118 +207,161 @@ class LeafScanner:
 
     # ------------------------------------------------------------------ scanning
     def scan(self, start: int, first_handle: int) -> ScannedRun | None:
-        """Step over the records from byte `start` on; None if there are too few to be worth it."""
-        records = _Records()
-        pos, handle = start, 0
+        """Take the records from byte `start` on; None if there are too few to be worth it."""
+        found: list[_Records] = []
+        pos = start
         while True:
-            step = self._record(pos, records)
-            if step is None:
+            stretch = self._stretch
+            if stretch is None or not stretch.low <= pos < stretch.high:
+                stretch = self._stretch = self._look(pos, self._reach)
+                self._reach = min(2 * self._reach, LAST_STRETCH)
+            records = stretch.chain(pos)
+            if records is None:
                 break
-            records.start.append(pos)
-            records.handle.append(handle)
-            pos, taken = step
-            handle += taken
-        if len(records.start) < MIN_RUN:
+            found.append(records)
+            pos = int(records.stops[-1])
+        if sum(len(records.starts) for records in found) < MIN_RUN:
             return None
-        return ScannedRun(self.parser, records, end=pos, first_handle=first_handle, n_handles=handle)
+        return ScannedRun(self.parser, _Records.joined(found), first_handle=first_handle)
 
-    def _record(self, pos: int, records: _Records) -> tuple[int, int] | None:
-        """Step over one record; returns where it ends and how many handles it takes, None if it does not fit."""
-        data = self.parser.data
-        is_cell = self.heads.get(data[pos : pos + HEAD])
-        if is_cell is not None and data[pos + 83 : pos + 84] == b"\x78" and _is_id(data[pos + HEAD : pos + 83]):
-            list_at, handles = pos + 84, 5
-        else:
-            is_cell = self.heads_no_id.get(data[pos : pos + HEAD_NO_ID])
-            list_at, handles = pos + HEAD_NO_ID, 1
-        lock_at = -1 if is_cell is None else self._list(list_at)
-        if lock_at < 0:
-            return None
-        roi_at = self._lock_and_class(lock_at)
-        step = None if roi_at < 0 else self._roi(roi_at)
-        if step is None or data[step[0] : step[0] + 2] != b"\x77\x08":
-            return None
-        at, handles = step[0] + 10, handles + step[1] + (2 if data[list_at] == 0x73 else 0)
-        nucleus_at = -1
-        if is_cell:
-            if data[at : at + 1] == b"\x70":
-                at += 1
-            else:
-                nucleus_at = at
-                step = self._roi(at)
-                if step is None:
-                    return None
-                at, handles = step[0], handles + step[1]
-        if data[at : at + 1] != b"\x78":
-            return None
-        records.list.append(list_at)
-        records.lock.append(lock_at)
-        records.roi.append(roi_at)
-        records.nucleus.append(nucleus_at)
-        return at + 1, handles
+    def _look(self, low: int, size: int) -> _Stretch:
+        """Follow the layout from everywhere in a stretch of bytes where a record may begin."""
+        high = min(low + size, len(self.buffer) - FRONT.itemsize)
+        candidates = np.flatnonzero(self.buffer[low:high] == OBJECT) + low
+        starts = {head[:HEAD_NO_ID] for head in (*self.heads, *self.heads_no_id)}
+        found = gather_bytes(self.buffer, candidates, HEAD_NO_ID).view("S8").reshape(-1)
+        begins = np.isin(found, [np.bytes_(text) for text in starts])
+        records, fits = self._records(candidates[begins])
+        return _Stretch(low, max(high, low + 1), records.take(fits))
 
-    def _list(self, at: int) -> int:
-        """Step over measurements and the number of children; -1 if they do not fit."""
-        data = self.parser.data
-        if data[at : at + 1] == b"\x70":
-            at += 1
-        else:
-            size = self.lists.get(data[at : at + LIST_HEAD])
-            if size is None:
-                return -1
-            at += LIST_HEAD + size
-        return at + 6 if data[at : at + 6] == NO_CHILDREN else -1
+    def _rows(self, at: Ints, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """Bytes at n offsets, taken apart; beyond the end of the file they are wrong, and so is the record's end."""
+        inside = np.minimum(at, len(self.buffer) - dtype.itemsize)
+        return gather_bytes(self.buffer, inside, dtype.itemsize).view(dtype).reshape(-1)
 
-    def _lock_and_class(self, at: int) -> int:
-        """Step over lock and class; -1 if they do not fit."""
-        data = self.parser.data
-        if data[at : at + 5] not in self.locks:
-            return -1
-        if data[at + 5 : at + 6] == b"\x70":
-            return at + 6
-        return at + 10 if data[at + 5 : at + 10] in self.classes else -1
+    def _records(self, at: Ints) -> tuple[_Records, Flags]:
+        """Follow the layout of n records; which of them fit, shape (n,)."""
+        has_id, cell, fits = self._fronts(at)
+        list_at = at + np.where(has_id, 84, HEAD_NO_ID)
+        list_size, good = self._lists(list_at)
+        fits &= good
+        lock_at = list_at + list_size + len(NO_CHILDREN)
+        middle = self._rows(lock_at - len(NO_CHILDREN), MIDDLE)
+        classed = middle["class_tag"] == REFERENCE
+        fits &= (middle["children"] == np.void(NO_CHILDREN)) & (middle["lock_tag"] == REFERENCE)
+        fits &= np.isin(middle["lock"], list(self.locks))
+        fits &= (middle["class_tag"] == NULL) | (classed & np.isin(middle["class"], list(self.classes)))
+        roi_at = lock_at + np.where(classed, 10, 6)
+        roi_size, handles, good = self._rois(roi_at)
+        fits &= good
+        tail_at = roi_at + roi_size
+        fits &= self._rows(tail_at, DOUBLE_MARK.dtype) == DOUBLE_MARK
+        end = tail_at + 10
+        nucleated = cell & (self._bytes(end) != NULL)
+        nucleus_at = np.where(nucleated, end, -1)
+        rows = np.flatnonzero(nucleated)
+        nucleus_size, nucleus_handles, good = self._rois(end[rows])
+        fits[rows] &= good
+        handles[rows] += nucleus_handles
+        end += cell
+        end[rows] += nucleus_size - 1
+        fits &= (self._bytes(end) == END) & (end < len(self.buffer))
+        handles += np.where(has_id, 5, 1) + np.where(list_size > 1, 2, 0)
+        return _Records(at, end + 1, list_at, lock_at, roi_at, tail_at, nucleus_at, handles), fits
 
-    def _roi(self, at: int) -> tuple[int, int] | None:
-        data = self.parser.data
-        kind = self.rois.get(data[at : at + 6])
-        if kind is None or data[at + BOX_SIZE - 1 : at + BOX_SIZE] == b"":
-            return None
-        if kind == BOX:
-            return (at + BOX_SIZE, 1) if data[at + BOX_SIZE - 1] == 0x70 else None
-        if data[at + 18] != 0x70:
-            return None
-        handles = 3
-        at += 19
-        if kind == POLYGON:
-            if data[at] == 0x70:
-                at += 1
-            elif data[at : at + 6] == self.stats:
-                at += STATS
-                handles = 4
-            else:
-                return None
-        if data[at : at + 6] != self.floats:
-            return None
-        n = data[at + 6 : at + 10]
-        step = 10 + 4 * int.from_bytes(n, "big")
-        at += step
-        if data[at : at + 6] != self.floats or data[at + 6 : at + 10] != n:
-            return None
-        return at + step, handles
+    def _bytes(self, at: Ints) -> Bytes:
+        return self.buffer[np.minimum(at, len(self.buffer) - 1)]
+
+    def _fronts(self, at: Ints) -> tuple[Flags, Flags, Flags]:
+        """Whether n records have an id, are cells, and begin as known."""
+        rows = self._rows(at, FRONT)
+        has_id, cell, known = (np.zeros(len(at), dtype=bool) for _ in range(3))
+        for head, is_cell in self.heads.items():
+            same = rows["head"] == np.void(head)
+            has_id |= same
+            cell |= same & is_cell
+        has_id &= (rows["end"] == END) & _are_ids(rows["id"])
+        short = gather_bytes(self.buffer, at, HEAD_NO_ID).view(f"V{HEAD_NO_ID}").reshape(-1)
+        for head, is_cell in self.heads_no_id.items():
+            same = (short == np.void(head)) & ~has_id
+            known |= same
+            cell = np.where(same, is_cell, cell)
+        return has_id, cell, known | has_id
+
+    def _lists(self, at: Ints) -> tuple[Ints, Flags]:
+        """Sizes of n measurement lists, 1 without; which of them fit."""
+        keys = gather_bytes(self.buffer, np.minimum(at, len(self.buffer) - LIST_HEAD), LIST_HEAD)
+        sizes = np.where(keys[:, 0] == NULL, 1, 0)
+        texts = keys.view(f"V{LIST_HEAD}").reshape(-1)
+        for key, size in self.lists.items():
+            open_rows = np.flatnonzero(sizes == 0)
+            if len(open_rows) == 0:
+                break
+            sizes[open_rows[texts[open_rows] == np.void(key)]] = LIST_HEAD + size
+        return sizes, sizes > 0
+
+    def _rois(self, at: Ints) -> tuple[Ints, Ints, Flags]:
+        """Sizes of n ROIs and how many handles they take; which of them fit."""
+        rows = self._rows(at, ROI_HEAD)
+        kinds = np.full(len(at), -1)
+        for handle, kind in self.rois.items():
+            kinds[rows["desc"] == handle] = kind
+        fits = (rows["object"] == np.void(b"\x73\x71")) & (kinds >= 0)
+        box, polygon = kinds == BOX, kinds == POLYGON
+        with_stats = polygon & (rows["stats"] == np.void(self.stats))
+        fits &= np.where(box, rows["box_name"], rows["name"]) == NULL
+        fits &= ~polygon | with_stats | (rows["stats_tag"] == NULL)
+        x = at + 19 + np.where(with_stats, STATS, polygon)
+        axis = self._rows(x, AXIS)
+        step = 10 + 4 * axis["n"].astype(np.int64)
+        second = self._rows(x + step, AXIS)
+        floats = np.void(self.floats)
+        fits &= box | ((axis["array"] == floats) & (second["array"] == floats) & (axis["n"] == second["n"]))
+        size = np.where(box, BOX_SIZE, x - at + 2 * step)
+        return size, np.where(box, 1, 3 + with_stats), fits
 
 
+@dataclass
 class _Records:
-    """Byte offsets of the parts of each record, and its first handle within the run."""
+    """n records: byte offsets of their parts, and how many handles each takes; int64, (n,).
 
-    __slots__ = ("handle", "list", "lock", "nucleus", "roi", "start")
+    `tails` are the blocks with the class probability; `nuclei` are -1 without.
+    """
 
-    def __init__(self) -> None:
-        self.start = array("q")
-        self.handle = array("q")
-        self.list = array("q")
-        self.lock = array("q")
-        self.roi = array("q")
-        self.nucleus = array("q")
+    starts: Ints
+    stops: Ints
+    lists: Ints
+    locks: Ints
+    rois: Ints
+    tails: Ints
+    nuclei: Ints
+    handles: Ints
+
+    def take(self, rows: Any) -> _Records:
+        return _Records(*(column[rows] for column in vars(self).values()))
+
+    @classmethod
+    def joined(cls, parts: list[_Records]) -> _Records:
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
+
+
+class _Stretch:
+    """The records that begin in the bytes [low, high)."""
+
+    def __init__(self, low: int, high: int, records: _Records) -> None:
+        self.low, self.high, self.records = low, high, records
+        self.breaks = np.flatnonzero(records.stops[:-1] != records.starts[1:])
+
+    def chain(self, pos: int) -> _Records | None:
+        """Return the records from byte `pos` on that follow each other without a gap; None if there is none."""
+        records = self.records
+        first = int(np.searchsorted(records.starts, pos))
+        if first == len(records.starts) or int(records.starts[first]) != pos:
+            return None
+        at = int(np.searchsorted(self.breaks, first))
+        last = int(self.breaks[at]) if at < len(self.breaks) else len(records.starts) - 1
+        return records.take(slice(first, last + 1))
 
 
 class ScannedRun(Run):
@@ -277,25 +373,38 @@ class ScannedRun(Run):
         Which of the scanned records belong to the run, int64, ascending.
     """
 
-    def __init__(self, parser: Parser, records: _Records, *, end: int, first_handle: int, n_handles: int) -> None:
+    def __init__(self, parser: Parser, records: _Records, *, first_handle: int) -> None:
         self.parser = parser
-        self.end = end
+        self.end = int(records.stops[-1])
         self.first_handle = first_handle
-        self.n_handles = n_handles
+        self.n_handles = int(records.handles.sum())
         self.buffer: Bytes = np.frombuffer(parser.data, dtype=np.uint8)
         self.handles = parser.handles
-        self.starts = _column(records.start)
-        self.stops = np.append(self.starts[1:], end)
-        self.handle_offsets = _column(records.handle)
-        self.lists = _column(records.list)
-        self.locks = _column(records.lock)
-        self.rois = _column(records.roi)
-        self.nuclei = _column(records.nucleus)
+        self.starts = records.starts
+        self.stops = records.stops
+        self.handle_offsets = np.cumsum(records.handles) - records.handles
+        self.lists = records.lists
+        self.locks = records.locks
+        self.rois = records.rois
+        self.tails = records.tails
+        self.nuclei = records.nuclei
         self.has_id = self.lists - self.starts != HEAD_NO_ID
         self.materialised: dict[int, JObject] = {}
         self.n_records = len(self.starts)
         self.source = self
         self.rows: Ints = np.arange(self.n_records)
+
+    @classmethod
+    def joined(cls, runs: Sequence[ScannedRun]) -> ScannedRun:
+        """Return the records of several runs of one hierarchy as one, for reading only."""
+        if len(runs) == 1:
+            return runs[0]
+        out = object.__new__(cls)
+        out.__dict__.update(runs[0].__dict__)
+        for name in ("starts", "stops", "lists", "locks", "rois", "tails", "nuclei", "has_id"):
+            setattr(out, name, np.concatenate([getattr(run, name)[run.rows] for run in runs]))
+        out.rows = np.arange(len(out.starts))
+        return out
 
     def part(self, rows: Ints) -> ScannedRun:
         """Return the same run reduced to some of its records."""
@@ -337,7 +446,3 @@ class ScannedRun(Run):
         from qupath_ext.native.rerun import emit_scanned
 
         emit_scanned(self, emitter)
-
-
-def _column(values: array[int]) -> Ints:
-    return np.frombuffer(values, dtype=np.int64).copy() if len(values) else np.empty(0, dtype=np.int64)

@@ -6,11 +6,11 @@ import json
 import struct
 from dataclasses import dataclass
 
-from qupath_ext.errors import FormatError
+from qupath_ext.errors import FormatError, ProjectError
 from qupath_ext.native.catalog import Factory
 from qupath_ext.native.tokens import Block, JObject, JString
 
-__all__ = ["H_DAB", "H_E", "IMAGE_TYPES", "Stains", "read_stains", "stains_token"]
+__all__ = ["H_DAB", "H_E", "IMAGE_TYPES", "Stains", "check_stains", "read_stains", "stains_token"]
 
 Vector = tuple[float, float, float]
 
@@ -48,6 +48,24 @@ H_DAB = Stains("H-DAB default", "Hematoxylin", (0.65111, 0.70119, 0.29049), "DAB
 """QuPath's default vectors for hematoxylin and DAB."""
 H_E = Stains("H&E default", "Hematoxylin", (0.65111, 0.70119, 0.29049), "Eosin", (0.2159, 0.8012, 0.5581))
 """QuPath's default vectors for hematoxylin and eosin."""
+
+
+DEFAULT_STAINS = {"BRIGHTFIELD_H_DAB": H_DAB, "BRIGHTFIELD_H_E": H_E, "BRIGHTFIELD_OTHER": H_DAB}
+
+
+def check_stains(image_type: str, stains: Stains | None) -> Stains | None:
+    """Return the stains for an image type: those given, else QuPath's default ones.
+
+    Raises
+    ------
+    ProjectError
+        If the type is not known, or is one without stains: QuPath would not read such a data file.
+    """
+    if image_type not in IMAGE_TYPES:
+        raise ProjectError(f"unknown image type {image_type!r}", expected=f"one of {', '.join(IMAGE_TYPES)}")
+    if stains is not None and image_type not in DEFAULT_STAINS:
+        raise ProjectError(f"stains for image type {image_type}", expected="a brightfield type, or no stains")
+    return stains or DEFAULT_STAINS.get(image_type)
 
 
 def _vector(text: str) -> Vector:

@@ -59,6 +59,8 @@ def decode_utf(raw: bytes) -> str:
     UnicodeDecodeError
         If the bytes are not modified UTF-8.
     """
+    if raw.isascii():
+        return raw.decode("ascii")
     text = raw.replace(b"\xc0\x80", b"\x00").decode("utf-8", "surrogatepass")
     return text.encode("utf-16-be", "surrogatepass").decode("utf-16-be", "surrogatepass")
 
@@ -69,6 +71,8 @@ def encode_utf(text: str) -> bytes:
     >>> encode_utf("a\x00é😐").hex(" ")
     '61 c0 80 c3 a9 ed a0 bd ed b8 90'
     """
+    if text.isascii() and "\0" not in text:
+        return text.encode("ascii")
     units = text.encode("utf-16-be", "surrogatepass")
     wide = "".join(chr(unit) for (unit,) in struct.iter_unpack(">H", units))
     return wide.encode("utf-8", "surrogatepass").replace(b"\x00", b"\xc0\x80")
@@ -151,7 +155,8 @@ class JObject:
     def get(self, name: str) -> bytes | Content:
         """Return the value of a field of a serialisable object, by name; FormatError if there is none."""
         wanted = name.encode()
-        for desc, part in zip(self.desc.chain(), self.parts, strict=False):
+        chain = self.desc.chain() if self.desc.parent is not None else (self.desc,)
+        for desc, part in zip(chain, self.parts, strict=False):
             for spec, value in zip(desc.fields, part.values, strict=False):
                 if spec.name == wanted:
                     return value

@@ -1,5 +1,4 @@
 import uuid
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -7,83 +6,17 @@ import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native_files import GOLDEN, assert_same, cells, golden, new_file, polygon, table_of, tokens_by_id, written
 
-from pyhisto.errors import ObjectTableError
 from pyhisto.objects import concat_objects, make_objects, measurement_names, new_ids
 from qupath_ext.errors import FormatError, ProjectError
 from qupath_ext.native.classcolors import class_color
-from qupath_ext.native.datafile import new_data_file, parse_data_file
-from qupath_ext.native.edit import HierarchyEdit, open_for_edit
+from qupath_ext.native.datafile import parse_data_file
+from qupath_ext.native.edit import HierarchyEdit
 from qupath_ext.native.emitter import emit_stream
 from qupath_ext.native.pathobjects import PathObjectView, walk
+from qupath_ext.native.tma import grid_cores
 from qupath_ext.native.tokens import Block, JArray, JObject
-
-SHARED = Path(__file__).parents[2] / ".." / "shared"
-GOLDEN = SHARED / "golden"
-golden = pytest.mark.skipif(
-    not GOLDEN.exists(), reason="the projects written by QuPath (../shared/golden) are not here"
-)
-
-
-def new_file():
-    return new_data_file(
-        server={"builderType": "uri", "uri": "file:/a.svs"},
-        image_type="OTHER",
-        stains=None,
-        project_entry="/p/project.qpproj::1",
-        root_id=str(uuid.uuid4()),
-        version="0.5.1",
-        colors=class_color,
-    )
-
-
-def written(*tables, data=None, **changes):
-    """Bytes of a file after a change, from scratch or from the bytes of another file."""
-    edit = HierarchyEdit(new_file(), class_color) if data is None else open_for_edit(data, class_color)
-    counts = edit.apply(add=concat_objects(tables) if tables else None, **changes)
-    return edit.data.to_bytes(), counts
-
-
-def table_of(data):
-    fast, slow = parse_data_file(data).read_table(), parse_data_file(data, fast=False).read_table()
-    pd.testing.assert_frame_equal(
-        pd.DataFrame(fast.drop(columns="nucleus")), pd.DataFrame(slow.drop(columns="nucleus"))
-    )
-    return fast
-
-
-def assert_same(wanted, found):
-    assert set(wanted.index) == set(found.index)
-    found = found.loc[wanted.index]
-    for name in ("object_type", "classification", "name", "locked", "color", "parent_id", "plane", "metadata"):
-        ours, theirs = wanted[name].astype(object), found[name].astype(object)
-        assert [None if x is None or x is pd.NA or x != x else x for x in ours] == [
-            None if x is None or x is pd.NA or x != x else x for x in theirs
-        ], name
-    for name in ("geometry", "nucleus"):
-        for ours, theirs in zip(wanted[name], found[name], strict=True):
-            assert (ours is None and theirs is None) or shapely.equals(ours, theirs), (name, ours, theirs)
-    for name in measurement_names(wanted):
-        if wanted[name].notna().any():
-            np.testing.assert_array_equal(wanted[name].to_numpy(), found[name].to_numpy(), err_msg=name)
-
-
-def polygon(x, y, r=8.0, n=9):
-    angle = 2 * np.pi * np.arange(n) / n
-    return shapely.Polygon(np.round(np.column_stack([x + r * np.cos(angle), y + r * np.sin(angle)]) * 8) / 8)
-
-
-def cells(n, seed=0, **columns):
-    at = np.random.default_rng(seed).integers(0, 100_000, (n, 2))
-    nucleus = [None if i % 5 == 4 else polygon(x, y, 4, 5 + i % 3) for i, (x, y) in enumerate(at)]
-    return make_objects(
-        [polygon(x, y, n=6 + i % 7) for i, (x, y) in enumerate(at)],
-        object_type="cell",
-        nucleus=nucleus,
-        classification=[("Tumor: Positive", "Tumor: Negative", None)[i % 3] for i in range(n)],
-        measurements={"Area": np.arange(n) / 4, "odd": np.where(np.arange(n) % 2, 1.5, np.nan)},
-        **columns,
-    )
 
 
 def every_shape():
@@ -251,10 +184,6 @@ def emitted(token):
     return bytes(out)
 
 
-def tokens_by_id(data):
-    return {view.id: view for view, _ in walk(parse_data_file(data, fast=False).root)}
-
-
 @golden
 @pytest.mark.parametrize("version", ["v0.3.2", "v0.5.1", "v0.6.0"])
 @pytest.mark.parametrize("kind", ["plain", "tma", "conn"])
@@ -398,7 +327,7 @@ def test_the_tma_grid_is_kept_and_its_cores_cannot_be_removed():
     before = (GOLDEN / "v0.5.1/tma/data/1/data.qpdata").read_bytes()
     core = next(i for i, view in tokens_by_id(before).items() if view.kind == "tma_core")
     after, _ = written(cells(20), data=before)
-    assert len(parse_data_file(after).tma_cores) == len(parse_data_file(before).tma_cores) == 4
+    assert len(grid_cores(parse_data_file(after))) == len(grid_cores(parse_data_file(before))) == 4
     with pytest.raises(ProjectError, match="TMA grid"):
         written(data=before, remove=[core])
 
@@ -441,10 +370,12 @@ def test_objects_that_cannot_be_stored(table, message):
         written(table())
 
 
-def test_empty_geometries_are_refused_by_the_table_itself():
-    table = one()
-    table.loc[table.index[0], "geometry"] = shapely.Polygon()
-    with pytest.raises(ObjectTableError, match="no geometry"):
+@pytest.mark.parametrize("kind", ["annotation", "detection", "cell"])
+@pytest.mark.parametrize("geometry", [None, shapely.Polygon()])
+def test_new_objects_need_a_geometry(kind, geometry):
+    table = one(object_type=kind)
+    table.loc[table.index[0], "geometry"] = geometry
+    with pytest.raises(ProjectError, match=r"geometry of object .* is missing or empty"):
         HierarchyEdit(new_file(), class_color).apply(add=table)
 
 
@@ -539,3 +470,33 @@ def test_a_long_outline_becomes_a_geometry_roi(vertices: int, kind: str) -> None
     assert (b"PolygonROI" in data) != (b"GeometryROI" in data)
     found = table_of(data).geometry.iloc[0]
     assert shapely.equals_exact(found, circle, tolerance=1e-3, normalize=True)
+
+
+@pytest.mark.parametrize(("vertices", "kind"), [(100, "PolygonROI"), (101, "GeometryROI")])
+def test_long_outlines_of_many_cells_become_geometry_rois_too(vertices: int, kind: str) -> None:
+    angle = np.linspace(0, 2 * np.pi, vertices, endpoint=False)
+    ring = np.round(np.column_stack([500 + 400 * np.cos(angle), 500 + 400 * np.sin(angle)]) * 8) / 8
+    table = make_objects([shapely.Polygon(ring + i) for i in range(20)], object_type="cell")
+    data, _ = written(table)
+    assert f"qupath.lib.roi.{kind}".encode() in data
+    assert (b"PolygonROI" in data) != (b"GeometryROI" in data)
+    assert_same(table, table_of(data))
+
+
+OLD_PROJECT = GOLDEN.parent / "data/qupath_projects/v0.2.0_stardist_full_with_images"
+
+
+@pytest.mark.skipif(not OLD_PROJECT.exists(), reason="the project of QuPath 0.2 (../shared/data) is not here")
+def test_a_file_of_qupath_0_2_keeps_its_header():
+    before = (OLD_PROJECT / "data/1/data.qpdata").read_bytes()
+    was = table_of(before)
+    change = pd.DataFrame({"classification": ["Tumor"]}, index=was.index[:1])
+    after, _ = written(cells(12), data=before, update=[change])
+    old, now = parse_data_file(before), parse_data_file(after)
+    assert now.contents[0].raw == old.contents[0].raw == b"\x00\x13Data file version 2"
+    assert now.contents[1].text == old.contents[1].text
+    assert now.contents[1].text.startswith("Image path: ")
+    found = table_of(after)
+    assert list(found.index[:19]) == list(was.index)
+    assert_same(was[1:], found[1:19])
+    assert found["classification"].iloc[0] == "Tumor"
