@@ -14,6 +14,9 @@ import tifffile
 # Networks in the tests are tiny; threads that wait for each other cost more than they compute.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Only a test that asks for QuPath starts a Java virtual machine, whatever is installed where the tests run.
+os.environ["QUPATH_EXT_BACKEND"] = "native"
+
 Pixels = np.ndarray[Any, Any]
 WriteTiff = Callable[..., Path]
 

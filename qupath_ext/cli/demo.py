@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qupath_ext.cli.common import backend_option
+
 if TYPE_CHECKING:
     from qupath_ext.workflows.demo import DemoResult
 
@@ -27,7 +29,8 @@ __all__ = ["demo"]
     default=None,
     help="Settings, a TOML file; default: the shipped projects/ki67/study.toml.",
 )
-def demo(folder: Path, seed: int | None, study_path: Path | None) -> None:
+@backend_option
+def demo(folder: Path, seed: int | None, study_path: Path | None, backend: str) -> None:
     """Make slides, annotate, train two models and score Ki-67 on a held-out slide, in DIR (default: ki67-demo).
 
     Everything goes through a QuPath project that QuPath opens. Takes some minutes on two cores; if it is interrupted,
@@ -43,7 +46,7 @@ def demo(folder: Path, seed: int | None, study_path: Path | None) -> None:
     if seed is not None:
         study = dataclasses.replace(study, seed=seed)
     with StageProgress() as progress:
-        result = run_demo(folder.resolve(), study, say=_say, progress=progress)
+        result = run_demo(folder.resolve(), study, say=_say, progress=progress, backend=backend)
     _report(result, time.perf_counter() - begin)
 
 

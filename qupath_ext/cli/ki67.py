@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from qupath_ext.cli.common import backend_option, open_for_command, wanted_entries
 from qupath_ext.errors import ProjectExistsError
-from qupath_ext.project import create_project, open_project
+from qupath_ext.project import create_project
 
 if TYPE_CHECKING:
     from pyhisto.bundle import Bundle
@@ -94,6 +95,7 @@ def detection_options(command: F) -> F:
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True, help="Where networks run."
 )
+@backend_option
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def ki67(target: Path, as_json: bool, **options: Any) -> None:
@@ -111,14 +113,13 @@ def ki67(target: Path, as_json: bool, **options: Any) -> None:
         job = _Job(_settings(options), tumour, cells, options["dry_run"], progress)
         project: Project | None
         if _is_project(target):
-            project = open_project(target)
-            wanted = list(dict.fromkeys(project.entry(name) for name in options["images"])) or project.entries
-            results, failures = job.run(project, wanted)
+            project = open_for_command(target, options["backend"])
+            results, failures = job.run(project, wanted_entries(project, options["images"]))
             if not job.dry_run:
                 _write_report(project, results, job)
         else:
             folder = (options["output"] or Path(f"{target.stem}-ki67")).resolve()
-            project, results = _score_slide(target.resolve(), folder, options["mpp"], job)
+            project, results = _score_slide(target.resolve(), folder, options["mpp"], options["backend"], job)
             failures = []
     _print(results, failures, project, as_json)
     if failures:
@@ -199,7 +200,9 @@ class _Job:
         return results, failures
 
 
-def _score_slide(path: Path, folder: Path, mpp: float | None, job: _Job) -> tuple[Project | None, list[ImageResult]]:
+def _score_slide(
+    path: Path, folder: Path, mpp: float | None, backend: str, job: _Job
+) -> tuple[Project | None, list[ImageResult]]:
     """Make a project for a slide and score it; if that fails, the project is taken away again."""
     from pyhisto.slide import Slide
     from pyhisto.stain import H_DAB
@@ -214,7 +217,7 @@ def _score_slide(path: Path, folder: Path, mpp: float | None, job: _Job) -> tupl
             )
             return None, [result]
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    project = _new_project(folder)
+    project = _new_project(folder, backend)
     try:
         entry = project.add_image(path, mpp=mpp)
         results, failures = job.run(project, [entry])
@@ -229,10 +232,10 @@ def _score_slide(path: Path, folder: Path, mpp: float | None, job: _Job) -> tupl
     return project, results
 
 
-def _new_project(folder: Path) -> Project:
-    """Make a project; where there is one already, say how to go on with it."""
+def _new_project(folder: Path, backend: str) -> Project:
+    """Make a project and say what writes it; where there is one already, say how to go on with it."""
     try:
-        return create_project(folder)
+        project = create_project(folder, backend=backend)
     except ProjectExistsError as error:
         if not any(folder.glob("*.qpproj")):
             raise
@@ -241,6 +244,8 @@ def _new_project(folder: Path) -> Project:
             expected="a new or empty folder",
             remedy=f"choose another --output, or score its images: qupath-ext ki67 {folder}",
         ) from error
+    click.echo(f"project backend: {project.backend_version}", err=True)
+    return project
 
 
 def _empty(folder: Path) -> None:

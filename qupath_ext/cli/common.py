@@ -1,0 +1,54 @@
+"""What several commands share: opening a project and choosing its images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from qupath_ext.project import BACKENDS, open_project
+
+if TYPE_CHECKING:
+    from qupath_ext.entry import ImageEntry
+    from qupath_ext.project import Project
+
+__all__ = ["backend_option", "open_for_command", "wanted_entries"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def backend_option(command: F) -> F:
+    """Add ``--backend``."""
+    return click.option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        default="auto",
+        show_default=True,
+        help="QuPath's own classes (paquo), no Java (native), or paquo where QuPath is found (auto).",
+    )(command)
+
+
+def open_for_command(path: Path, backend: str) -> Project:
+    """Open a project and say on stderr what reads and writes it.
+
+    Raises
+    ------
+    ProjectError
+        If it cannot be opened.
+    """
+    project = open_project(path, backend=backend)
+    click.echo(f"project backend: {project.backend_version}", err=True)
+    return project
+
+
+def wanted_entries(project: Project, images: Sequence[str]) -> list[ImageEntry]:
+    """Return the images that were named, each once; all if none was.
+
+    Raises
+    ------
+    EntryNotFoundError
+        If the project has no such image.
+    """
+    return list(dict.fromkeys(project.entry(name) for name in images)) or project.entries
