@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from pyhisto.errors import ConfigError
 
-__all__ = ["check_device", "fast_bfloat16"]
+__all__ = ["available_devices", "check_device", "fast_bfloat16"]
+
+
+def available_devices() -> list[tuple[str, str]]:
+    """Return the devices of this machine as (name for ``--device``, what it is)."""
+    import torch
+
+    out = [("cpu", f"{torch.get_num_threads()} threads")]
+    if torch.cuda.is_available():
+        out.append(("cuda", ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))))
+    if torch.backends.mps.is_available():
+        out.append(("mps", "Apple GPU"))
+    return out
 
 
 def check_device(device: str) -> None:

@@ -14,7 +14,13 @@ import qupath_ext
 
 __all__ = ["Cli", "main"]
 
-COMMANDS = {"demo": "qupath_ext.cli.demo:demo", "ki67": "qupath_ext.cli.ki67:ki67"}
+COMMANDS = {
+    "demo": "qupath_ext.cli.demo:demo",
+    "doctor": "qupath_ext.cli.doctor:doctor",
+    "ki67": "qupath_ext.cli.ki67:ki67",
+    "project": "qupath_ext.cli.project:project",
+    "runs": "qupath_ext.cli.runs:runs",
+}
 """Name of each command to ``module:function``."""
 
 BAD_INPUT = 2

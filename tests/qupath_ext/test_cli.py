@@ -81,7 +81,7 @@ def test_a_slide_becomes_a_project(slide: Path, tmp_path: Path) -> None:
     (record,) = (project.path.parent / "qupath_ext" / "runs").glob("*/run.json")
     saved = json.loads(record.read_text("utf-8"))
     assert saved["status"] == "done"
-    assert saved["images"]["1"]["cells"] == image["cells"]
+    assert saved["images"]["1"]["result"]["cells"] == image["cells"]
 
 
 def test_output_may_be_an_empty_folder_anywhere(slide: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
+import pandas as pd
 import pytest
 import shapely
 from click.testing import CliRunner, Result
@@ -23,7 +24,8 @@ from qupath_ext.cli import main
 from qupath_ext.errors import ProjectError
 from qupath_ext.native.nativeentry import NativeEntry
 from qupath_ext.project import ImageEntry, Project, create_project, open_project
-from qupath_ext.runs import Run, list_runs, start_run
+from qupath_ext.runs.ownership import read_ownership, write_run
+from qupath_ext.runs.record import Run, list_runs, start_run
 from qupath_ext.workflows import ki67
 from qupath_ext.workflows.ki67 import ImageResult, Ki67Settings, analyse_slide, annotate_project
 
@@ -115,24 +117,9 @@ def overlapping(cells: gpd.GeoDataFrame) -> int:
 
 def edit_as_a_person(entry: ImageEntry, id_: str, **changes: Any) -> None:
     """Change an object as QuPath would: the same id with other contents."""
-    objects = entry.read_objects()
-    row = objects.loc[[id_]].copy()
-    for column, value in changes.items():
-        row[column] = [value]
-    entry.write_objects(add=make_table(row), remove=[id_])
-
-
-def make_table(row: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    return make_objects(
-        row.geometry.to_numpy(),
-        object_type=row["object_type"].astype(str).tolist(),
-        nucleus=row["nucleus"].tolist(),
-        classification=row["classification"].astype(object).tolist(),
-        name=row["name"].tolist(),
-        locked=row["locked"].tolist(),
-        parent_id=row["parent_id"].tolist(),
-        ids=row.index.tolist(),
-    )
+    entry.read_objects()
+    with entry.edit() as change:
+        change.update(pd.DataFrame({name: pd.Series([value], [id_], dtype=object) for name, value in changes.items()}))
 
 
 def test_nothing_that_a_person_drew_changes_but_the_lock_of_the_parent(project: Project) -> None:
@@ -209,11 +196,11 @@ def test_tumour_that_an_earlier_run_found_is_looked_inside_and_kept(tmp_path: Pa
     project = create_project(tmp_path / "bare")
     entry = project.add_image(slides[0])
     run = start_run(project, "ki67", {"from": "a model"}, {})
+    ownership = read_ownership(project, "ki67", entry)
     tumour = make_objects(
         [shapely.box(200, 200, 500, 500)], object_type="annotation", classification="Tumor", locked=True
     )
-    run.plan(entry.id, tumour)
-    entry.write_objects(add=tumour)
+    write_run(run, entry, tumour, ownership, replace=[])
     run.finish()
     result = one_result(project)
     assert result.replaced == 0
@@ -323,7 +310,7 @@ def test_an_interrupted_run_goes_on(three: Project, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [pytest.param(NativeEntry, "write_objects", id="before"), pytest.param(Run, "finish_image", id="after")],
+    [pytest.param(NativeEntry, "_apply", id="before"), pytest.param(Run, "finish_image", id="after")],
 )
 def test_a_crash_around_the_write_leaves_no_doubles(
     project: Project, monkeypatch: pytest.MonkeyPatch, owner: type, name: str

@@ -1,0 +1,123 @@
+"""Is an object still what was written, or did a person change it? A save by QuPath in between is no change.
+
+QuPath stores vertices as float32, and from 0.6 on rounds geometries to 0.01 px; rings may start at another vertex, turn
+the other way, or gain a vertex on a straight side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+
+__all__ = ["CHANGES", "SAME_PX", "compare", "same_geometry", "values_or_none"]
+
+SAME_PX = 0.05
+"""Distance in px that an outline may move when QuPath rounds and stores it again."""
+
+CHANGES = ("reshaped", "reclassified", "renamed", "relocked", "reparented", "converted")
+"""What can have been done to an object that is still there: its geometry (moved or reshaped), class, name, lock,
+parent, or object type is not what was written."""
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Objects = np.ndarray[Any, np.dtype[np.object_]]
+
+
+def compare(written: pd.DataFrame, present: gpd.GeoDataFrame) -> pd.DataFrame:
+    """Say for each written object what has become of it.
+
+    Parameters
+    ----------
+    written
+        What was written to an image: a path-object table, at least with the columns ``object_type``, ``geometry``,
+        ``nucleus``, ``classification``, ``name``, ``locked`` and ``parent_id``.
+    present
+        What the image holds now; same frame.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed like `written`, with a bool column ``deleted`` and one for each of :data:`CHANGES`. An object whose
+        parent was deleted has another parent of necessity; that is not counted as a change of this object.
+    """
+    out = pd.DataFrame(False, index=written.index, columns=["deleted", *CHANGES])
+    at = present.index.get_indexer(written.index)
+    there = at >= 0
+    out["deleted"] = ~there
+    old, new = written[there], present.iloc[at[there]]
+    if len(old) == 0:
+        return out
+    out.loc[there, "reshaped"] = ~(
+        same_geometry(values_or_none(old["geometry"]), values_or_none(new["geometry"]))
+        & same_geometry(values_or_none(old["nucleus"]), values_or_none(new["nucleus"]))
+    )
+    for column, change in (("classification", "reclassified"), ("name", "renamed"), ("object_type", "converted")):
+        out.loc[there, change] = values_or_none(old[column]) != values_or_none(new[column])
+    out.loc[there, "relocked"] = old["locked"].to_numpy(dtype=bool) != new["locked"].to_numpy(dtype=bool)
+    parent = values_or_none(old["parent_id"])
+    parent_is_there = np.array([p is None for p in parent], dtype=bool) | np.isin(
+        present.index.get_indexer(pd.Index(parent)), -1, invert=True
+    )
+    out.loc[there, "reparented"] = (parent != values_or_none(new["parent_id"])) & parent_is_there
+    return out
+
+
+def values_or_none(column: pd.Series[Any]) -> Objects:
+    """Return a column with None where a value is missing, object (n,)."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        names = np.array([*column.cat.categories, None], dtype=object)
+        coded: Objects = names[column.cat.codes.to_numpy()]
+        return coded
+    out: Objects = column.to_numpy(dtype=object)
+    missing = column.isna().to_numpy(dtype=bool)
+    if missing.any():
+        out = out.copy()
+        out[missing] = None
+    return out
+
+
+def same_geometry(a: Objects, b: Objects, tolerance: float = SAME_PX) -> Bools:
+    """Return whether geometries are the same but for what storing them does; shape (n,).
+
+    Parameters
+    ----------
+    a, b
+        n geometries each, None where there is none; px.
+    tolerance
+        Largest distance between their outlines, px.
+    """
+    same: Bools = shapely.is_missing(a) & shapely.is_missing(b)
+    open_: Bools = ~(shapely.is_missing(a) | shapely.is_missing(b))
+    rows = np.flatnonzero(open_)
+    rows = _settle(same, rows, _vertex_by_vertex(a[rows], b[rows], tolerance))
+    normal = shapely.equals_exact(a[rows], b[rows], tolerance=tolerance, normalize=True)
+    rows = _settle(same, rows, normal)
+    far = np.maximum(shapely.hausdorff_distance(a[rows], b[rows]), shapely.hausdorff_distance(b[rows], a[rows]))
+    _settle(same, rows, far <= tolerance)
+    return same
+
+
+def _settle(same: Bools, rows: Any, found: Bools) -> Any:
+    """Note those rows that were found to be the same, and return the others."""
+    same[rows[found]] = True
+    return rows[~found]
+
+
+def _vertex_by_vertex(a: Objects, b: Objects, tolerance: float) -> Bools:
+    """Return whether geometries have the same vertices in the same order; the quick way out for most."""
+    count = shapely.get_num_coordinates(a)
+    alike: Bools = (count == shapely.get_num_coordinates(b)) & (shapely.get_type_id(a) == shapely.get_type_id(b))
+    alike &= shapely.get_num_interior_rings(a) == shapely.get_num_interior_rings(b)
+    alike &= shapely.get_num_geometries(a) == shapely.get_num_geometries(b)
+    rows = np.flatnonzero(alike & (count > 0))
+    if len(rows) == 0:
+        return alike
+    apart = shapely.get_coordinates(a[rows])
+    apart -= shapely.get_coordinates(b[rows])
+    np.abs(apart, out=apart)
+    starts = np.concatenate([[0], np.cumsum(count[rows])[:-1]])
+    alike[rows] = (np.maximum.reduceat(apart, starts, axis=0) <= tolerance).all(axis=1)
+    return alike

@@ -1,0 +1,150 @@
+"""What has become of what a run wrote, and what a person added since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+
+from qupath_ext.runs.compare import CHANGES, compare, values_or_none
+from qupath_ext.runs.ownership import read_ids, read_written
+from qupath_ext.runs.record import Run, list_runs
+
+if TYPE_CHECKING:
+    from qupath_ext.entry import ImageEntry
+    from qupath_ext.project import Project
+
+__all__ = ["STATUSES", "ImageDiff", "diff_image", "diff_run"]
+
+STATUSES = ("untouched", "changed", "deleted", "replaced", "undone", "not written")
+"""What an object of a run can be: as it was written; changed by a person; deleted by a person; replaced by a later run;
+taken back by undo; or planned by a run that was interrupted before it wrote."""
+
+
+@dataclass(frozen=True)
+class ImageDiff:
+    """What happened to the objects of a run in one image.
+
+    Attributes
+    ----------
+    entry_id, name
+        The image.
+    objects
+        Indexed by id, one row for each object that the run wrote: ``status`` (one of :data:`STATUSES`), ``changes``
+        (those of :data:`qupath_ext.runs.compare.CHANGES` that apply, joined by commas), ``object_type``, ``before`` and
+        ``now`` (classifications).
+    added
+        What a person added since, as a path-object table.
+    changed
+        The changed objects as they are now, as a path-object table.
+    """
+
+    entry_id: str
+    name: str
+    objects: pd.DataFrame
+    added: gpd.GeoDataFrame
+    changed: gpd.GeoDataFrame
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of objects by status, by kind of change, and of those added."""
+        status = self.objects["status"].value_counts()
+        out = {name: int(status.get(name, 0)) for name in STATUSES}
+        changes = self.objects["changes"].str.split(", ").explode().value_counts()
+        out |= {name: int(changes.get(name, 0)) for name in CHANGES}
+        return {**out, "added": len(self.added)}
+
+
+def diff_run(project: Project, run: Run, entries: Sequence[ImageEntry] | None = None) -> Iterator[ImageDiff]:
+    """Compare what a run wrote with what the images hold now.
+
+    Parameters
+    ----------
+    project, run
+        The run and its project.
+    entries
+        Those of the run's images that are wanted; all by default.
+
+    Yields
+    ------
+    ImageDiff
+        For each image of the run that is still in the project.
+
+    Raises
+    ------
+    FormatError
+        If a file of a run or an image is damaged.
+    """
+    ids = set(run.entry_ids())
+    for entry in project.entries if entries is None else entries:
+        if entry.id in ids:
+            yield diff_image(project, run, entry, entry.read_objects())
+
+
+def diff_image(project: Project, run: Run, entry: ImageEntry, present: gpd.GeoDataFrame) -> ImageDiff:
+    """Compare what a run wrote to one image with what it holds, `present`; see :func:`diff_run`."""
+    image = run.images.get(entry.id, {})
+    gone = "undone" if "undone" in image else "deleted" if image.get("status") == "done" else "not written"
+    replaced = _replaced_later(project, run, entry.id)
+    pieces = [
+        _statuses(written, present, gone, replaced)
+        for path in run.objects_files(entry.id)
+        for written in read_written(path)
+    ]
+    objects = pd.concat(pieces)
+    objects = objects[~objects.index.duplicated(keep="last")]
+    changed = present.loc[objects.index[objects["status"] == "changed"]]
+    return ImageDiff(entry.id, entry.name, objects, _added(project, run, entry.id, present), changed)
+
+
+def _statuses(written: pd.DataFrame, present: gpd.GeoDataFrame, gone: str, replaced: set[str]) -> pd.DataFrame:
+    """Return the rows of :attr:`ImageDiff.objects` for some of the objects of a run."""
+    found = compare(written, present)
+    is_changed = found[list(CHANGES)].to_numpy().any(axis=1)
+    deleted = found["deleted"].to_numpy(dtype=bool)
+    status = np.full(len(written), "untouched", dtype=object)
+    status[is_changed] = "changed"
+    status[deleted] = gone
+    if replaced:
+        status[deleted & written.index.isin(replaced)] = "replaced"
+    at = present.index.get_indexer(written.index)
+    now = pd.Series(present["classification"].array.take(at, allow_fill=True), written.index)
+    data = {
+        "status": status,
+        "changes": _joined(found[list(CHANGES)]),
+        "object_type": written["object_type"].astype(object),
+        "before": values_or_none(written["classification"]),
+        "now": values_or_none(now),
+    }
+    return pd.DataFrame(data, index=written.index)
+
+
+def _joined(changes: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.object_]]:
+    """Return the names of the true columns of each row, joined; object (n,)."""
+    out = np.full(len(changes), "", dtype=object)
+    for row in np.flatnonzero(changes.to_numpy().any(axis=1)).tolist():
+        out[row] = ", ".join(name for name in changes.columns if changes[name].iat[row])
+    return out
+
+
+def _replaced_later(project: Project, run: Run, entry_id: str) -> set[str]:
+    out: set[str] = set()
+    for other in list_runs(project):
+        if other.id > run.id:
+            out.update(read_ids(other.replaced_file(entry_id)))
+    return out
+
+
+def _added(project: Project, run: Run, entry_id: str, present: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Return what is in the image, was not when the run wrote to it, and no run wrote."""
+    known = np.zeros(len(present), dtype=bool)
+    for path in [
+        run.before_file(entry_id),
+        *(p for other in list_runs(project) for p in other.objects_files(entry_id)),
+    ]:
+        at = present.index.get_indexer(read_ids(path))
+        known[at[at >= 0]] = True
+    return present[~known]
