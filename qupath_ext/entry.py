@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qupath_ext.change import Change, ChangeCounts, TmaGrid
 from qupath_ext.errors import FormatError
-from qupath_ext.native.builderframe import Affine, builder_frame, builder_mpp, builder_series
+from qupath_ext.native.builderframe import Affine, builder_frame, builder_mpp, builder_series, builder_size
 from qupath_ext.native.builders import builder_crops_to_bounds, builder_file, builder_stored_file
 from qupath_ext.native.stains import Stains
 
@@ -179,6 +179,20 @@ class ImageEntry(ABC):
             If the image is not one local file.
         """
         return builder_stored_file(self.server_builder)
+
+    def size(self) -> tuple[int, int]:
+        """Return width and height of the image as QuPath shows it, px.
+
+        Raises
+        ------
+        FormatError
+            If the image is opened in a way whose geometry is not known.
+        ProjectError, SlideError
+            If the project does not name the size, and the slide cannot be opened.
+        """
+        with self._reading_builder():
+            width, height = builder_size(self.server_builder, self._slide_size)
+        return round(width), round(height)
 
     @property
     def slide_series(self) -> int:

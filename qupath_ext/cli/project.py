@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qupath_ext.cli.common import backend_option, open_for_command, wanted_entries
+from qupath_ext.cli.exchange import export, import_
 from qupath_ext.native.stains import IMAGE_TYPES
 
 if TYPE_CHECKING:
@@ -224,3 +225,7 @@ def remove(project: Path, image: str, delete_data: bool, dry_run: bool, backend:
         return
     opened.remove_image(entry, delete_data=delete_data)
     click.echo(f"removed {what}")
+
+
+project.add_command(export)
+project.add_command(import_)
