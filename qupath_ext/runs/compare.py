@@ -11,7 +11,10 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import shapely
+
+from qupath_ext.runs.wkb import same_simple_polygons
 
 __all__ = ["CHANGES", "SAME_PX", "compare", "same_geometry", "values_or_none"]
 
@@ -50,10 +53,7 @@ def compare(written: pd.DataFrame, present: gpd.GeoDataFrame) -> pd.DataFrame:
     old, new = written[there], present.iloc[at[there]]
     if len(old) == 0:
         return out
-    out.loc[there, "reshaped"] = ~(
-        same_geometry(values_or_none(old["geometry"]), values_or_none(new["geometry"]))
-        & same_geometry(values_or_none(old["nucleus"]), values_or_none(new["nucleus"]))
-    )
+    out.loc[there, "reshaped"] = ~(_same(old["geometry"], new["geometry"]) & _same(old["nucleus"], new["nucleus"]))
     for column, change in (("classification", "reclassified"), ("name", "renamed"), ("object_type", "converted")):
         out.loc[there, change] = values_or_none(old[column]) != values_or_none(new[column])
     out.loc[there, "relocked"] = old["locked"].to_numpy(dtype=bool) != new["locked"].to_numpy(dtype=bool)
@@ -77,6 +77,24 @@ def values_or_none(column: pd.Series[Any]) -> Objects:
         out = out.copy()
         out[missing] = None
     return out
+
+
+def _same(written: pd.Series[Any], present: pd.Series[Any]) -> Bools:
+    """Return whether two columns hold the same geometries; the first may be WKB."""
+    now = values_or_none(present)
+    if not isinstance(written.dtype, pd.ArrowDtype):
+        return same_geometry(values_or_none(written), now)
+    wkb = pa.array(written.array)
+    wkb = wkb.combine_chunks() if isinstance(wkb, pa.ChunkedArray) else wkb
+    null = wkb.is_null().to_numpy(zero_copy_only=False)
+    same: Bools = null & shapely.is_missing(now)
+    if null.all():
+        return same
+    same |= same_simple_polygons(wkb, now, SAME_PX)
+    rest = np.flatnonzero(~same & ~null)
+    if len(rest):
+        same[rest] = same_geometry(shapely.from_wkb(wkb.take(pa.array(rest)).to_numpy(zero_copy_only=False)), now[rest])
+    return same
 
 
 def same_geometry(a: Objects, b: Objects, tolerance: float = SAME_PX) -> Bools:

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import shapely
 
 from pyhisto.errors import PyhistoError
 from pyhisto.objects import concat_objects, empty_objects, load_objects, save_objects
@@ -95,6 +94,8 @@ def read_ids(path: Path) -> pd.Index[str]:
 def read_written(path: Path, wanted: set[str] | None = None) -> Iterator[pd.DataFrame]:
     """Yield what :func:`qupath_ext.runs.compare.compare` needs of the objects in a file of a run, some at a time.
 
+    Their geometries are WKB in columns of pyarrow's binary type.
+
     Parameters
     ----------
     path
@@ -112,11 +113,12 @@ def read_written(path: Path, wanted: set[str] | None = None) -> Iterator[pd.Data
     try:
         with pq.ParquetFile(path) as file, paused_collector():
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=["id", *COMPARED]):
-                table = batch.to_pandas(ignore_metadata=True).set_index("id")
-                for column in ("geometry", "nucleus"):
-                    table[column] = pd.Series(shapely.from_wkb(table[column].to_numpy()), table.index, dtype=object)
+                table = batch.drop_columns(["geometry", "nucleus"]).to_pandas(ignore_metadata=True).set_index("id")
+                for column in ("geometry", "nucleus"):  # as WKB: most need not be made geometries to be compared
+                    wkb = pd.arrays.ArrowExtensionArray(pa.chunked_array([batch[column]]))
+                    table[column] = pd.Series(wkb, table.index)
                 yield table if wanted is None else table[table.index.isin(wanted)]
-    except (OSError, ValueError, KeyError, pa.ArrowException, shapely.errors.ShapelyError) as error:
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise _damaged(path, error) from error
 
 
