@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,14 +19,13 @@ from qupath_ext.native.catalog import Factory
 from qupath_ext.native.collector import paused_collector
 from qupath_ext.native.columncheck import Objects, check_colors, check_metadata, check_names, missing_as_none
 from qupath_ext.native.pathobjects import GENERAL_LISTS, NewObject, make_object
-from qupath_ext.native.roi import DEFAULT_PLANE, check_geometries, unwrap
 from qupath_ext.native.records import NewAnnotations
+from qupath_ext.native.roi import DEFAULT_PLANE, check_geometries, unwrap
 from qupath_ext.native.tokens import JObject, Run
 
 __all__ = ["Additions", "build_additions"]
 
 BULK_KINDS = ("cell", "detection", "tile")
-MIN_BULK = 8
 UUID_DASHES = (8, 13, 18, 23)
 
 
@@ -74,41 +73,52 @@ def build_additions(table: gpd.GeoDataFrame, factory: Factory, cores: frozenset[
     bulk = columns.bulk_rows()
     loose = np.flatnonzero(~bulk)
     for new, parent, plain in zip(
-        columns.new_objects(loose), columns.parents[loose].tolist(), columns.plain_annotations()[loose].tolist(), strict=True
+        columns.new_objects(loose),
+        columns.parents[loose].tolist(),
+        columns.plain_annotations()[loose].tolist(),
+        strict=True,
     ):
         children = out.children.setdefault(parent, [])
         if plain:
-            if not children or not isinstance(children[-1], NewAnnotations):
-                children.append(NewAnnotations(factory))
-            children[-1].objects.append(new)
+            last = children[-1] if children else None
+            if not isinstance(last, NewAnnotations):
+                last = NewAnnotations(factory)
+                children.append(last)
+            last.append(new)
         else:
             out.tokens[new.id] = make_object(new, factory)
             children.append(out.tokens[new.id])
-    for parent, rows in _groups(columns.parents, np.flatnonzero(bulk)):
-        for kind in BULK_KINDS:
-            chosen = rows[columns.kinds[rows] == kind]
-            tokens = out.children.setdefault(parent, []) if len(chosen) else []
-            if len(chosen) >= MIN_BULK:
-                tokens.append(NewRun(columns.bulk(kind, chosen), factory))
-            else:
-                tokens += [make_object(new, factory) for new in columns.new_objects(chosen)]
+    groups = _groups(columns.parents, np.flatnonzero(bulk), {name: at for at, name in enumerate(out.tokens)})
+    for kind in BULK_KINDS:
+        chosen = [(parent, rows[columns.kinds[rows] == kind]) for parent, rows in groups]
+        run = NewRun(columns.bulk(kind, np.concatenate([rows for _, rows in chosen])), factory) if chosen else None
+        start = 0
+        for parent, rows in chosen:
+            if run is not None and len(rows):
+                out.children.setdefault(parent, []).append(run.part(range(start, start + len(rows))))
+                start += len(rows)
     _refuse_circles(columns)
     return out
 
 
-def _groups(parents: Objects, rows: np.ndarray[Any, Any]) -> list[tuple[str | None, np.ndarray[Any, Any]]]:
+def _groups(
+    parents: Objects, rows: np.ndarray[Any, Any], new: Mapping[str, int]
+) -> list[tuple[str | None, np.ndarray[Any, Any]]]:
+    """Return some rows by parent; those of new parents in the order in which these will be written."""
     codes, unique = pd.factorize(parents[rows], use_na_sentinel=True)
     order = np.argsort(codes, kind="stable")
     bounds = np.searchsorted(codes[order], np.arange(-1, len(unique) + 1))
     names: list[str | None] = [None, *unique.tolist()]
-    return [(name, rows[order[a:b]]) for name, a, b in zip(names, bounds[:-1], bounds[1:], strict=True) if b > a]
+    out = [(name, rows[order[a:b]]) for name, a, b in zip(names, bounds[:-1], bounds[1:], strict=True) if b > a]
+    return sorted(out, key=lambda group: -1 if group[0] is None else new.get(group[0], -1))
 
 
 def _refuse_circles(columns: _Columns) -> None:
     new = set(columns.ids[columns.are_parents].tolist())
     if not new:
         return
-    parent_of = {i: p for i, p in zip(columns.ids.tolist(), columns.parents.tolist(), strict=True) if p in new}
+    rows = np.flatnonzero(columns.are_parents)  # each object of a circle is the parent of another
+    parent_of = {i: p for i, p in zip(columns.ids[rows], columns.parents[rows], strict=True) if p in new}
     done: set[str] = set()
     for start in parent_of:
         chain: list[str] = []
@@ -230,9 +240,20 @@ class _Columns:
             *(self.ids, self.kinds, self.geometry, self.nucleus, self.codes, self.name, self.locked),
             *(self.is_missing, self.color, self.probability, self.planes, self.metadata),
         )
-        for at, (i, kind, geometry, nucleus, code, name, locked, missing, color, probability, plane, metadata) in enumerate(
-            zip(*(column[rows].tolist() for column in columns), strict=True)
-        ):
+        for at, (
+            i,
+            kind,
+            geometry,
+            nucleus,
+            code,
+            name,
+            locked,
+            missing,
+            color,
+            probability,
+            plane,
+            metadata,
+        ) in enumerate(zip(*(column[rows].tolist() for column in columns), strict=True)):
             measured = {name: values[name][at] for name in self.names.get(kind, values)}
             if kind in GENERAL_LISTS:
                 measured = {name: value for name, value in measured.items() if value == value}  # not NaN

@@ -100,48 +100,57 @@ class BulkColumns:
 
 
 class NewRun(Run):
-    """New leaf objects of one type, to be written in bulk."""
+    """New leaf objects of one type, to be written in bulk; :meth:`part` gives those of one parent."""
 
     def __init__(self, columns: BulkColumns, factory: Factory) -> None:
         self.columns = columns
         self.factory = factory
         self.roi_kinds = roi_kinds(columns.geometry)
         self.nucleus_kinds = roi_kinds(columns.nucleus)
+        self.rows = range(len(columns.ids))
+        self._source = self
+        self._writer: _RunWriter | None = None
+
+    def part(self, rows: range) -> NewRun:
+        """Return some of the objects, one after the other; all parts share the columns."""
+        out = object.__new__(NewRun)
+        out.__dict__.update(self.__dict__)
+        out.rows = rows
+        return out
 
     def __len__(self) -> int:
-        return len(self.columns.ids)
+        return len(self.rows)
 
     def emit(self, emitter: Emitter) -> None:
         """Write the objects."""
+        source = self._source
+        if source._writer is None or source._writer.emitter is not emitter:
+            source._writer = _RunWriter(source, emitter)
+        source._writer.write(self.rows.start, self.rows.stop)
+
+    def sorts(self) -> Ints:
+        """Return a number for each object, int64 (n,), the same for those that share the same tokens."""
         columns = self.columns
         shape = (len(columns.classes) + 1, 2, KIND_CODES, KIND_CODES)
         kinds = (self.roi_kinds - ABSENT, self.nucleus_kinds - ABSENT)
-        sorts, unique = pd.factorize(np.ravel_multi_index((columns.codes + 1, columns.locked, *kinds), shape))
-        first = np.empty(len(unique), dtype=np.int64)
-        first[sorts[::-1]] = np.arange(len(self) - 1, -1, -1)
-        start = 0
-        for at in first.tolist():  # in order
-            sort = (columns.codes[at], columns.locked[at], self.roi_kinds[at], self.nucleus_kinds[at])
-            if all(emitter.handle(token) is not None for token in self._shared(*map(int, sort))):
-                continue
-            self._emit_chunks(start, at, emitter)
-            emitter.content(self._generic(at))
-            start = at + 1
-        self._emit_chunks(start, len(self), emitter)
+        out, _ = pd.factorize(np.ravel_multi_index((columns.codes + 1, columns.locked, *kinds), shape))
+        return out
 
     # ------------------------------------------------------------------ what is shared
-    def _shared(self, code: int, locked: int, roi_kind: int, nucleus_kind: int) -> list[Content]:
+    def shared(self, at: int) -> list[Content]:
+        """Return the tokens that the record of an object refers to."""
         factory, columns = self.factory, self.columns
+        code = int(columns.codes[at])
         out: list[Content] = [
             factory.desc(CLASS_OF_KIND[columns.kind]),
             *self._id_tokens(),
-            factory.boolean(bool(locked)),
+            factory.boolean(bool(columns.locked[at])),
         ]
         if columns.names:
             out += self._list_tokens()
         if code >= 0:
             out.append(factory.path_class(columns.classes[code]))
-        for kind in (roi_kind, nucleus_kind):
+        for kind in (int(self.roi_kinds[at]), int(self.nucleus_kinds[at])):
             if kind != ABSENT:
                 out.append(factory.desc(ROI + ROI_NAMES[kind] + PROXY))
             if kind in (POLYGON, POINTS):
@@ -160,7 +169,8 @@ class NewRun(Run):
         lists = self.factory.desc(LISTS + "NumericMeasurementList$FloatList")
         return [lists, *self.factory.names(self.columns.names), self.factory.desc("[F")]
 
-    def _generic(self, at: int) -> Content:
+    def generic(self, at: int) -> Content:
+        """Return an object as a token."""
         columns = self.columns
         code = int(columns.codes[at])
         c, z, t = columns.planes[at].tolist()
@@ -177,13 +187,58 @@ class NewRun(Run):
         )
         return make_object(new, self.factory)
 
-    # ------------------------------------------------------------------ records
-    def _emit_chunks(self, start: int, stop: int, emitter: Emitter) -> None:
-        for low in range(start, stop, CHUNK):
-            rows = slice(low, min(low + CHUNK, stop))
-            chunk = _Chunk(self, rows, emitter)
-            emitter.raw(chunk.build().tobytes())
-            emitter.next_handle += chunk.n_handles
+
+class _RunWriter:
+    """Writes parts of a run to one stream: records are made many at a time, for the parts that follow as well."""
+
+    def __init__(self, run: NewRun, emitter: Emitter) -> None:
+        self.run = run
+        self.emitter = emitter
+        self.sorts = run.sorts()
+        self.known = np.zeros(int(self.sorts.max(initial=-1)) + 1, dtype=bool)
+        self.low = self.high = 0
+        self.size = 0
+        self.buffer: Bytes = np.empty(0, dtype=np.uint8)
+        self.starts: Ints = np.zeros(1, dtype=np.int64)
+        self.handles: Ints = np.zeros(1, dtype=np.int64)
+
+    def write(self, start: int, stop: int) -> None:
+        """Write the objects of some rows; the first of each sort token by token, if it is the first in the stream."""
+        while start < stop:
+            at = self._first_unknown(start, stop)
+            self._copy(start, at)
+            start = at
+            if at < stop:
+                self.known[self.sorts[at]] = True
+                if not self._is_shared(at):
+                    self.emitter.content(self.run.generic(at))
+                    start = at + 1
+
+    def _is_shared(self, at: int) -> bool:
+        return all(self.emitter.handle(token) is not None for token in self.run.shared(at))
+
+    def _first_unknown(self, start: int, stop: int) -> int:
+        unknown = np.flatnonzero(~self.known[self.sorts[start:stop]])
+        return start + int(unknown[0]) if len(unknown) else stop
+
+    def _copy(self, start: int, stop: int) -> None:
+        while start < stop:
+            if not self.low <= start < self.high:
+                self._build(start, stop)
+            end = min(stop, self.high)
+            a, b = start - self.low, end - self.low
+            self.emitter.raw(self.buffer[self.starts[a] : self.starts[b]].tobytes())
+            self.emitter.next_handle += int(self.handles[b] - self.handles[a])
+            start = end
+
+    def _build(self, start: int, stop: int) -> None:
+        """Make records from row `start` on: twice as many each time, as long as they turn out to be used."""
+        self.size = max(2 * self.size if start == self.high else 0, stop - start)
+        limit = min(start + min(self.size, CHUNK), len(self.sorts))
+        self.low, self.high = start, self._first_unknown(start, limit)
+        chunk = _Chunk(self.run, slice(self.low, self.high), self.emitter)
+        self.buffer, self.starts = chunk.build()
+        self.handles = np.concatenate([[0], np.cumsum(chunk.handles())])
 
 
 class _Chunk:
@@ -195,7 +250,6 @@ class _Chunk:
         self.roi_kinds = run.roi_kinds[rows]
         self.nucleus_kinds = run.nucleus_kinds[rows]
         self.emitter = emitter
-        self.n_handles = 0
 
     def _ref(self, token: Content) -> bytes:
         handle = self.emitter.handle(token)
@@ -203,8 +257,8 @@ class _Chunk:
             raise LookupError("shared token not written yet")
         return b"\x71" + struct.pack(">i", BASE_HANDLE + handle)
 
-    def build(self) -> Bytes:
-        """All records of the chunk as one buffer of bytes."""
+    def build(self) -> tuple[Bytes, Ints]:
+        """All records of the chunk as one buffer of bytes, and where each begins in it and the last one ends."""
         columns = self.columns
         n, cell = len(columns.ids), columns.kind == "cell"
         fronts, front_sizes = self._fronts()
@@ -228,8 +282,7 @@ class _Chunk:
         if cell:
             self._put_rois(buffer, at, columns.nucleus, self.nucleus_kinds, nucleus_n)
         buffer[at + nucleus_sizes] = 0x78
-        self._count(n, bool(columns.names), cell)
-        return buffer
+        return buffer, np.append(starts, len(buffer))
 
     def _fronts(self) -> tuple[Bytes, Ints]:
         """Everything before the ROI, shape (n, longest), and how much of that each record has."""
@@ -253,10 +306,13 @@ class _Chunk:
         used = set(np.unique(self.columns.codes).tolist())
         return [(name, code in used) for code, name in enumerate(self.columns.classes)]
 
-    def _count(self, n: int, has_list: bool, cell: bool) -> None:
-        self.n_handles = n * (7 if has_list else 5)
-        for kinds in (self.roi_kinds, self.nucleus_kinds) if cell else (self.roi_kinds,):
-            self.n_handles += sum(count * int((kinds == kind).sum()) for kind, count in ROI_HANDLES.items())
+    def handles(self) -> Ints:
+        """How many handles each record takes, int64 (n,)."""
+        out = np.full(len(self.columns.ids), 7 if self.columns.names else 5, dtype=np.int64)
+        for kinds in (self.roi_kinds, self.nucleus_kinds) if self.columns.kind == "cell" else (self.roi_kinds,):
+            for kind, count in ROI_HANDLES.items():
+                out[kinds == kind] += count
+        return out
 
     def _heads(self) -> Bytes:
         metadata, one, array, object_id = (self._ref(token) for token in self.run._id_tokens())

@@ -194,14 +194,14 @@ class Factory:
             self._remember(token)
 
     def _remember(self, token: Content) -> None:
-        if isinstance(token, ClassDesc):
+        if isinstance(token, JString):
+            if token.raw == b"Object ID" and self._object_id is None:
+                self._object_id = token
+        elif isinstance(token, ClassDesc):
             self._descs.setdefault(token.name, token)
             for spec in token.fields:
                 if spec.signature is not None:
                     self._signatures.setdefault(spec.signature.raw, spec.signature)
-        elif isinstance(token, JString):
-            if token.raw == b"Object ID" and self._object_id is None:
-                self._object_id = token
         elif isinstance(token, JObject):
             if token.desc.name == "java.lang.Boolean":
                 self._booleans.setdefault(token.get("value") == b"\x01", token)

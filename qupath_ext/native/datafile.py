@@ -264,18 +264,26 @@ def count_objects(root: JObject) -> ObjectCounts:
     from qupath_ext.native.runtable import run_kinds_and_classes
 
     out: ObjectCounts = Counter()
+    names: dict[int, str | None] = {}
+    runs: dict[int, list[ScannedRun]] = {}
     for item, _ in walk(root):
         if isinstance(item, PathObjectView):
-            out[item.kind, item.classification] += 1
+            token = id(item.class_token)
+            if token not in names:
+                names[token] = item.classification
+            out[item.kind, names[token]] += 1
         elif isinstance(item, ScannedRun):
-            out.update(run_kinds_and_classes(item))
+            key = id(item) if item.materialised else id(item.parser)
+            runs.setdefault(key, []).append(item)
         elif isinstance(item, NewAnnotations):
             out.update((new.kind, new.classification) for new in item.objects)
         elif isinstance(item, NewRun):
             columns = item.columns
-            codes, counts = np.unique(columns.codes, return_counts=True)
+            codes, counts = np.unique(columns.codes[item.rows.start : item.rows.stop], return_counts=True)
             for code, n in zip(codes.tolist(), counts.tolist(), strict=True):
                 out[columns.kind, columns.classes[code] if code >= 0 else None] += n
+    for same in runs.values():
+        out.update(run_kinds_and_classes(ScannedRun.joined(same)))
     return out
 
 

@@ -14,9 +14,12 @@ from qupath_ext.change import ChangeCounts, TmaGrid
 from qupath_ext.errors import FormatError, ProjectError
 from qupath_ext.native.additions import Additions, build_additions
 from qupath_ext.native.catalog import Factory
+from qupath_ext.native.collector import paused_collector
 from qupath_ext.native.datafile import DataFile, parse_data_file
+from qupath_ext.native.idsearch import ID_SIZE, IdColumn
 from qupath_ext.native.pathobjects import PathObjectView, object_kind, walk
-from qupath_ext.native.rewrite import fits_record, rewrite_run
+from qupath_ext.native.rewrite import fits_record, rewrite_run, set_locks
+from qupath_ext.native.runtable import are_locked
 from qupath_ext.native.scanner import ScannedRun
 from qupath_ext.native.stains import Stains, check_stains
 from qupath_ext.native.table import derived_id
@@ -37,16 +40,22 @@ def open_for_edit(data: bytes, colors: Callable[[str], int | None]) -> Hierarchy
 
     Objects without id (files of QuPath 0.2 and 0.3) get the one that reading shows for them, so that it stays.
     """
+    with paused_collector():
+        return _open_for_edit(data, colors)
+
+
+def _open_for_edit(data: bytes, colors: Callable[[str], int | None]) -> HierarchyEdit:
     parsed = parse_data_file(data)
-    items = list(walk(parsed.root))
-    if any(_lacks_id(item) for item, _ in items):
+    items = [item for item, _ in walk(parsed.root)]
+    if any(map(_lacks_id, items)):
         parsed = parse_data_file(data, fast=False)
         factory = Factory(parsed.known_tokens(), colors)
         views = [item for item, _ in walk(parsed.root) if isinstance(item, PathObjectView)]
         for number, view in enumerate(views):
             if view.id is None:
                 view.set_id(derived_id(parsed.digest, number), factory)
-    return HierarchyEdit(parsed, colors)
+        return HierarchyEdit(parsed, colors)
+    return HierarchyEdit(parsed, colors, items)
 
 
 def _lacks_id(item: PathObjectView | Run) -> bool:
@@ -64,22 +73,30 @@ class HierarchyEdit:
         The data file; its tokens are changed by :meth:`apply`.
     colors
         Colour of a path class by its full name, asked for classes that the file does not have.
+    items
+        All objects and runs of the file, if they are known already.
     """
 
-    def __init__(self, data: DataFile, colors: Callable[[str], int | None]) -> None:
+    def __init__(
+        self,
+        data: DataFile,
+        colors: Callable[[str], int | None],
+        items: Sequence[PathObjectView | Run] | None = None,
+    ) -> None:
         self.data = data
         self._factory = Factory(data.known_tokens(), colors)
         self._objects: dict[str, JObject] = {}
         self._runs: list[ScannedRun] = []
-        for item, _ in walk(data.root):
+        for item in [item for item, _ in walk(data.root)] if items is None else items:
             if isinstance(item, PathObjectView):
                 item.check()
-                if item.id in self._objects:
-                    raise FormatError(f"two objects with the id {item.id}", expected="an id of its own for each")
-                self._objects[item.id or ""] = item.token
+                object_id = item.id or ""
+                if object_id in self._objects:
+                    raise FormatError(f"two objects with the id {object_id}", expected="an id of its own for each")
+                self._objects[object_id] = item.token
             elif isinstance(item, ScannedRun):
                 self._runs.append(item)
-        self._run_ids = [run.ids() for run in self._runs]
+        self._run_ids = [IdColumn(run.ids()) for run in self._runs]
 
     def apply(
         self,
@@ -93,7 +110,7 @@ class HierarchyEdit:
         stains: Stains | None = None,
         tma_grid: TmaGrid | None = None,
     ) -> ChangeCounts:
-        """Set the image type, update and remove objects, set locks, add objects and the TMA grid, in this order.
+        """Set the image type, update objects, set locks, remove and add objects, add the TMA grid, in this order.
 
         Children of a removed object that stay move up to its parent. Groups of object connections that mention a
         removed object are dropped.
@@ -118,10 +135,10 @@ class HierarchyEdit:
         cores = {id(core) for core in grid_cores(self.data)}
         if any(id(self._objects.get(i)) in cores for i in removed):
             raise ProjectError("a core of the TMA grid cannot be removed", remedy="remove it in QuPath")
+        n_locked = self._lock(lock, True, removed, members) + self._lock(unlock, False, removed, members)
         if removed:
             self._drop_connections(removed, members)
             self._remove(self.data.root, _Removed.of(removed, members))
-        n_locked = self._lock(lock, True, removed, members) + self._lock(unlock, False, removed, members)
         if additions is not None:
             self._add(additions)
         if tma_grid is not None:
@@ -133,12 +150,11 @@ class HierarchyEdit:
     # ------------------------------------------------------------------ updating
     def _update(self, update: Update) -> None:
         """Give objects new values: records of runs at once where they are many, all others one by one."""
-        place = pd.Index(update.ids)
+        ids = _id_column(update.ids.tolist())
         left = np.ones(len(update.ids), dtype=bool)
         for run, run_ids in zip(self._runs, self._run_ids, strict=True):
-            found = place.get_indexer(pd.Index(run_ids.astype("U36").astype(object)))
-            records = np.flatnonzero(found >= 0)
-            chosen, rows = found[records], run.rows[records]
+            records, chosen = run_ids.find(ids)
+            rows = run.rows[records]
             if len(rows) >= MIN_REWRITE:
                 fits = fits_record(run, rows, update.take(chosen))
                 rewrite_run(run, rows[fits], update.take(chosen[fits]), self._factory)
@@ -165,10 +181,11 @@ class HierarchyEdit:
         wanted = [i for i in dict.fromkeys(ids) if i not in self._objects]
         out: dict[str, tuple[ScannedRun, int]] = {}
         if wanted:
-            keys = np.array([i.encode("ascii", "replace") for i in wanted])
+            keys = _id_column(wanted)
             for run, run_ids in zip(self._runs, self._run_ids, strict=True):
-                for at in np.flatnonzero(np.isin(run_ids, keys)).tolist():
-                    out[run_ids[at].decode()] = (run, int(run.rows[at]))
+                rows, places = run_ids.find(keys)
+                for row, place in zip(run.rows[rows].tolist(), places.tolist(), strict=True):
+                    out[wanted[place]] = (run, row)
         missing = [i for i in wanted if i not in out]
         if missing:
             raise _missing_error(missing[0])
@@ -177,17 +194,17 @@ class HierarchyEdit:
     def _check_new(self, additions: Additions, removed: set[str]) -> None:
         new = set(additions.ids.tolist())
         there = [i for i in new if i in self._objects and i not in removed]
-        keys = additions.ids.astype("S36")
+        keys = IdColumn(additions.ids.astype("S36"))
         for run_ids in self._run_ids:
-            there += [i for i in (x.decode() for x in run_ids[np.isin(run_ids, keys)].tolist()) if i not in removed]
+            _, places = run_ids.find(keys)
+            there += [i for i in additions.ids[places].tolist() if i not in removed]
         if there:
             raise ProjectError(f"object {there[0]} is in the image already", expected="new ids")
-        for parent in additions.children:
-            if parent is None or parent in new:
-                continue
+        parents = [parent for parent in additions.children if parent is not None and parent not in new]
+        for parent in parents:
             if parent in removed:
                 raise ProjectError(f"parent {parent} is removed in the same change", expected="a parent that stays")
-            self._find([parent])
+        self._find(parents)
 
     def _token(self, object_id: str, members: dict[str, tuple[ScannedRun, int]]) -> JObject:
         if object_id in self._objects:
@@ -225,12 +242,27 @@ class HierarchyEdit:
     def _lock(
         self, ids: Sequence[str], locked: bool, removed: set[str], members: dict[str, tuple[ScannedRun, int]]
     ) -> int:
+        """Lock or unlock objects; returns how many were not before. Many of one run are done at once."""
         n = 0
+        rows: dict[int, list[int]] = {}
         for object_id in dict.fromkeys(ids):
             if object_id in removed:
                 raise ProjectError(f"object {object_id} is locked and removed in the same change")
-            n += PathObjectView(self._token(object_id, members)).set_locked(locked, self._factory)
-        return n
+            if object_id in members:
+                run, row = members[object_id]
+                rows.setdefault(id(run), []).append(row)
+            else:
+                n += PathObjectView(self._objects[object_id]).set_locked(locked, self._factory)
+        return n + sum(self._lock_rows(run, rows[id(run)], locked) for run in self._runs if id(run) in rows)
+
+    def _lock_rows(self, run: ScannedRun, wanted: list[int], locked: bool) -> int:
+        tokens = [row for row in wanted if len(wanted) < MIN_REWRITE or row in run.materialised]
+        n = sum(PathObjectView(run.materialise(row)).set_locked(locked, self._factory) for row in tokens)
+        rows = np.array(sorted(set(wanted).difference(tokens)), dtype=np.int64)
+        rows = rows[are_locked(run, rows) != locked]
+        if len(rows):
+            set_locks(run, rows, locked, self._factory)
+        return n + len(rows)
 
     # ------------------------------------------------------------------ adding
     def _add(self, additions: Additions) -> None:
@@ -284,6 +316,12 @@ class HierarchyEdit:
                 size = struct.pack(">i", len(kept))
                 groups.parts[-1].values = [size]
                 groups.parts[-1].extra = [Block(size), *kept]
+
+
+def _id_column(ids: Sequence[object]) -> IdColumn:
+    """Return ids that somebody asked for; what cannot be the id of a record is as good as empty."""
+    texts = [i if isinstance(i, str) and len(i) == ID_SIZE and i.isascii() else "" for i in ids]
+    return IdColumn(np.array([text.encode() for text in texts], dtype=f"S{ID_SIZE}"))
 
 
 def _missing_error(object_id: str) -> ProjectError:

@@ -183,6 +183,11 @@ class Parser:
         tag = self.data[start]
         self.pos = start + 1
         if tag == 0x71:
+            if start + 5 <= self._size:
+                known = self.handles.get(INT.unpack_from(self.data, start + 1)[0] - BASE_HANDLE)
+                if known is not None:
+                    self.pos = start + 5
+                    return known
             return self._reference()
         if tag == 0x70:
             return None
@@ -218,14 +223,9 @@ class Parser:
                     self.next_handle += run.n_handles
 
     def _reference(self) -> Content:
+        """Find what is not a token of its own: a member of a run."""
         start = self.pos - 1
-        if start + 5 > self._size:
-            self._take(4)
-        handle = INT.unpack_from(self.data, start + 1)[0] - BASE_HANDLE
-        self.pos = start + 5
-        token = self.handles.get(handle)
-        if token is not None:
-            return token
+        handle = self._int() - BASE_HANDLE
         at = bisect.bisect_right(self._scope_runs, handle, key=lambda run: run.first_handle) - 1
         index = self._scope_runs[at].member(handle) if at >= 0 else None
         if at >= 0 and index is None and handle < self._scope_runs[at].first_handle + self._scope_runs[at].n_handles:
@@ -276,8 +276,11 @@ class Parser:
         token = self.content()
         if isinstance(token, ClassDesc):
             return token
+        raise self._no_class(token, start)
+
+    def _no_class(self, token: Content, start: int) -> FormatError:
         what = "object without class" if token is None else "no class descriptor"
-        raise self.error(what, start, expected="tag 71 or 72")
+        return self.error(what, start, expected="tag 71 or 72")
 
     def _new_class_desc(self) -> ClassDesc:
         start = self.pos - 1
@@ -323,7 +326,9 @@ class Parser:
     # ------------------------------------------------------------------ objects
     def _object(self) -> JObject:
         start = self.pos - 1
-        desc = self._some_class_desc()
+        desc = self.content()
+        if not isinstance(desc, ClassDesc):
+            raise self._no_class(desc, start + 1)
         obj = JObject(desc)
         self._assign(obj)
         if desc.flags == EXTERNALIZABLE:

@@ -32,6 +32,7 @@ OLD_KINDS = {"qupath.imagej.detect.cells.SubcellularDetection$SubcellularObject"
 GENERAL_LISTS = ("root", "annotation", "tma_core")
 """Types whose measurements are doubles, one by one; all others have lists of floats."""
 PATH_CLASS = OBJECTS + "classes.PathClass"
+METADATA_MAP = OBJECTS + "MetadataMap"
 OBJECT_ID = "Object ID"
 
 
@@ -117,6 +118,10 @@ class PathObjectView:
     def _head(self, contents: list[Content]) -> int:
         """Read metadata and measurement list; returns where the number of children is."""
         item = contents[2]
+        if isinstance(item, JObject) and item.desc.name == METADATA_MAP:
+            self.metadata_token = item
+            self._take_field(contents[3])
+            return 4
         if isinstance(item, JObject) and item.desc.name == "java.util.UUID":
             values = b"".join(value for part in item.parts for value in part.values if isinstance(value, bytes))
             if len(values) != 16:
@@ -133,15 +138,11 @@ class PathObjectView:
             for token in contents[4:at]:
                 self._take_field(token)
             return at
-        if isinstance(item, JObject) and item.desc.name == OBJECTS + "MetadataMap":
-            self._take_field(item)
-            self._take_field(contents[3])
-            return 4
         self._take_field(item)
         return 3
 
     def _take_field(self, token: Content) -> None:
-        if isinstance(token, JObject) and token.desc.name == OBJECTS + "MetadataMap":
+        if isinstance(token, JObject) and token.desc.name == METADATA_MAP:
             self.metadata_token = token
         elif isinstance(token, JObject) and is_list(token):
             self.list_token = token

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import shapely
 
-from qupath_ext.native.bulk import ABSENT, BOX, DOUBLE, POLYGON, roi_kinds
+from qupath_ext.native.bulk import ABSENT, DOUBLE, OTHER, roi_kinds
 from qupath_ext.native.catalog import LISTS, OBJECTS, Factory
 from qupath_ext.native.emitter import Emitter
 from qupath_ext.native.pathobjects import CLASS_OF_KIND, NewObject, make_object
 from qupath_ext.native.roi import PROXY, ROI, WKB, to_wkb
-from qupath_ext.native.scanner import NO_CHILDREN, NULL, OBJECT, ONE_STRING, REFERENCE
+from qupath_ext.native.scanner import BOX, NO_CHILDREN, NULL, OBJECT, ONE_STRING, REFERENCE
 from qupath_ext.native.tokens import BASE_HANDLE, Content, Run, encode_utf
 
 __all__ = ["NewAnnotations", "roi_record"]
@@ -34,9 +34,9 @@ def roi_record(
     Parameters
     ----------
     shape
-        A polygon or multipolygon, None if `kind` is ``ABSENT``.
+        A polygon without holes; None if `kind` is ``ABSENT``.
     kind
-        ``POLYGON``, ``BOX`` or ``ABSENT``; a ROI of any other kind is written as WKB.
+        ``POLYGON``, ``BOX`` or ``ABSENT``.
     plane
         Channel, time point and z, as they are in the file.
     ref
@@ -51,15 +51,11 @@ def roi_record(
         x, y, x2, y2 = shape.bounds
         desc = ref(factory.desc(ROI + "RectangleROI" + PROXY))
         return NEW + desc + c + t + struct.pack(">4d", x, x2, y, y2) + z + NOTHING, 1
-    if kind == POLYGON:
-        points = shapely.get_coordinates(shape)[:-1].astype(">f4")
-        floats = ARRAY + ref(factory.desc("[F")) + INT.pack(len(points))
-        desc = ref(factory.desc(ROI + "PolygonROI" + PROXY))
-        x_axis, y_axis = (floats + points[:, axis].tobytes() for axis in (0, 1))
-        return NEW + desc + c + t + z + NOTHING + NOTHING + x_axis + y_axis, 3
-    raw = to_wkb(shape)
-    head = NEW + ref(factory.desc(WKB)) + c + t + z + NOTHING
-    return head + ARRAY + ref(factory.desc("[B")) + INT.pack(len(raw)) + raw, 2
+    points = shapely.get_coordinates(shape)[:-1].astype(">f4")
+    floats = ARRAY + ref(factory.desc("[F")) + INT.pack(len(points))
+    desc = ref(factory.desc(ROI + "PolygonROI" + PROXY))
+    x_axis, y_axis = (floats + points[:, axis].tobytes() for axis in (0, 1))
+    return NEW + desc + c + t + z + NOTHING + NOTHING + x_axis + y_axis, 3
 
 
 class NewAnnotations(Run):
@@ -78,14 +74,32 @@ class NewAnnotations(Run):
     def __len__(self) -> int:
         return len(self.objects)
 
+    def append(self, new: NewObject) -> None:
+        """Append an annotation.
+
+        Raises
+        ------
+        ProjectError
+            If it cannot be stored.
+        FormatError
+            If the file describes a class otherwise than the catalogue.
+        """
+        if not self.objects:
+            make_object(new, self.factory)
+        elif new.classification is not None:
+            self.factory.path_class(new.classification)
+        self.objects.append(new)
+
     def emit(self, emitter: Emitter) -> None:
         """Write the annotations; one that needs something shared that is not there yet is written token by token."""
         shapes = np.full(len(self), None, dtype=object)
         shapes[:] = [new.geometry for new in self.objects]
+        kinds = roi_kinds(shapes)
+        shapes[kinds != OTHER] = None
         writer = _Writer(self.factory, emitter)
-        for new, kind in zip(self.objects, roi_kinds(shapes).tolist(), strict=True):
+        for new, kind, wkb in zip(self.objects, kinds.tolist(), to_wkb(shapes).tolist(), strict=True):
             try:
-                record, n_handles = writer.record(new, kind)
+                record, n_handles = writer.record(new, kind, wkb)
             except _NotThereError:
                 emitter.content(make_object(new, self.factory))
             else:
@@ -104,15 +118,19 @@ class _Writer:
         self.factory = factory
         self.emitter = emitter
         self._head = b""
+        self._refs: dict[int, bytes] = {}
 
     def _ref(self, token: Content) -> bytes:
-        handle = self.emitter.handle(token)
-        if handle is None:
-            raise _NotThereError
-        return bytes([REFERENCE]) + INT.pack(BASE_HANDLE + handle)
+        known = self._refs.get(id(token))
+        if known is None:
+            handle = self.emitter.handle(token)
+            if handle is None:
+                raise _NotThereError
+            known = self._refs[id(token)] = bytes([REFERENCE]) + INT.pack(BASE_HANDLE + handle)
+        return known
 
-    def record(self, new: NewObject, roi_kind: int) -> tuple[bytes, int]:
-        """Return the bytes of an annotation, and how many handles it takes."""
+    def record(self, new: NewObject, roi_kind: int, wkb: bytes) -> tuple[bytes, int]:
+        """Return the bytes of an annotation, and how many handles it takes; `wkb` is for a ROI of kind ``OTHER``."""
         factory, ref = self.factory, self._ref
         if not self._head:
             self._head = self._map_head()
@@ -121,7 +139,11 @@ class _Writer:
             raise _NotThereError
         items, n_items = self._measurements(new)
         c, z, t = map(INT.pack, new.plane)
-        roi, n_roi = roi_record(new.geometry, roi_kind, (c, t, z), ref, factory)
+        if roi_kind == OTHER:
+            head = NEW + ref(factory.desc(WKB)) + c + t + z + NOTHING
+            roi, n_roi = head + ARRAY + ref(factory.desc("[B")) + INT.pack(len(wkb)) + wkb, 2
+        else:
+            roi, n_roi = roi_record(new.geometry, roi_kind, (c, t, z), ref, factory)
         parts = (
             NEW + ref(factory.desc(CLASS_OF_KIND[new.kind])),
             NOTHING if name is None else STRING + len(name).to_bytes(2, "big") + name,

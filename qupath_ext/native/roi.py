@@ -294,16 +294,15 @@ def make_roi(geometry: BaseGeometry, plane: tuple[int, int, int], factory: Facto
         case "Point" | "MultiPoint":
             return factory.obj(ROI + "PointsROI" + PROXY, [c, t, z, None, *_axes(points, factory)])
         case "Polygon" | "MultiPolygon" | "MultiLineString":
-            wkb = to_wkb(geometry)
+            wkb: bytes = to_wkb(geometry)
             array = JArray(factory.desc("[B"), len(wkb), wkb)
             return factory.obj(WKB, [c, t, z, None, array])
     raise ProjectError(f"geometry of kind {geometry.geom_type}", expected="points, lines or polygons")
 
 
-def to_wkb(geometry: BaseGeometry) -> bytes:
-    """Return a geometry as the big-endian WKB that QuPath writes."""
-    out: bytes = shapely.to_wkb(geometry, byte_order=0, output_dimension=2, include_srid=False)
-    return out
+def to_wkb(geometries: Any) -> Any:
+    """Return a geometry, or an array of them, as the big-endian WKB that QuPath writes."""
+    return shapely.to_wkb(geometries, byte_order=0, output_dimension=2, include_srid=False)
 
 
 def make_ellipse(geometry: BaseGeometry, plane: tuple[int, int, int], factory: Factory) -> JObject:

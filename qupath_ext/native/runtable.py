@@ -31,7 +31,7 @@ from qupath_ext.native.scanner import (
 )
 from qupath_ext.native.tokens import BASE_HANDLE, ClassDesc, JObject
 
-__all__ = ["RunColumns", "read_run", "run_kinds_and_classes"]
+__all__ = ["RunColumns", "are_locked", "read_run", "run_kinds_and_classes"]
 
 CHUNK = 1 << 16
 NO_CLASS = -1
@@ -84,7 +84,7 @@ def _read_chunk(run: ScannedRun, rows: Ints) -> RunColumns:
         geometry=geometry,
         nucleus=nucleus,
         classification=_classes(run, locks + 5),
-        locked=_by_token(run, locks, _flag).astype(bool),
+        locked=are_locked(run, rows),
         probability=gather_numbers(run.buffer, run.tails[rows] + 2, ">f8"),
         plane=plane,
         measurements=_measurements(run, rows),
@@ -123,6 +123,12 @@ def _kind(token: object) -> str:
 
 def _flag(token: object) -> bool:
     return isinstance(token, JObject) and token.get("value") == b"\x01"
+
+
+def are_locked(run: ScannedRun, rows: Ints) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which records of a run are locked, shape (n,); `rows` are the numbers of n records."""
+    out: np.ndarray[Any, np.dtype[np.bool_]] = _by_token(run, run.locks[rows], _flag).astype(bool)
+    return out
 
 
 def _class(token: object) -> str | None:

@@ -116,6 +116,21 @@ class ClassDesc:
     fields: list[Field] = field(default_factory=list)
     annotation: list[Content] = field(default_factory=list)
     parent: ClassDesc | None = None
+    places: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    """Part and number of fields that were asked for, by name."""
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Return the part and the number of a field; FormatError if there is none."""
+        if name not in self.places:
+            wanted = name.encode()
+            found = (
+                (i, k) for i, desc in enumerate(self.chain()) for k, x in enumerate(desc.fields) if x.name == wanted
+            )
+            place = next(found, None)
+            if place is None:
+                raise FormatError(f"object of class {self.name} without field {name!r}")
+            self.places[name] = place
+        return self.places[name]
 
     def chain(self) -> list[ClassDesc]:
         """Return the class and its serialisable superclasses, topmost first."""
@@ -154,12 +169,9 @@ class JObject:
 
     def get(self, name: str) -> bytes | Content:
         """Return the value of a field of a serialisable object, by name; FormatError if there is none."""
-        wanted = name.encode()
-        chain = self.desc.chain() if self.desc.parent is not None else (self.desc,)
-        for desc, part in zip(chain, self.parts, strict=False):
-            for spec, value in zip(desc.fields, part.values, strict=False):
-                if spec.name == wanted:
-                    return value
+        part, at = self.desc.places.get(name) or self.desc.place(name)
+        if part < len(self.parts) and at < len(self.parts[part].values):
+            return self.parts[part].values[at]
         raise FormatError(f"object of class {self.desc.name} without field {name!r}")
 
 

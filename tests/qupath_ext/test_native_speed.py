@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pyhisto.objects import make_objects
+from pyhisto.objects import concat_objects, make_objects
 from qupath_ext.errors import FormatError
 from qupath_ext.native.classcolors import class_color
 from qupath_ext.native.collector import paused_collector
@@ -169,3 +169,69 @@ def test_the_collector_runs_again_afterwards():
     with pytest.raises(KeyError):
         fail()
     assert gc.isenabled()
+
+
+def test_locks_of_many_records_are_changed_and_nothing_else():
+    big = file_with(many_kinds(400))
+    before = parse_data_file(big).read_table()
+    wanted = before.index[np.arange(len(before)) % 9 > 0].tolist()
+    edit = HierarchyEdit(parse_data_file(big), class_color)
+    counts = edit.apply(lock=wanted)
+    assert counts.locked == int((~before.loc[wanted, "locked"]).sum())
+    data = edit.data.to_bytes()
+    assert len(data) == len(big)
+    contents, _ = parse_stream(data)
+    assert emitted(contents) == data
+    after = parse_data_file(data).read_table()
+    assert after.loc[wanted, "locked"].all()
+    others = ~after.index.isin(wanted)
+    assert after["locked"][others].tolist() == before["locked"][others].tolist()
+    assert after.drop(columns="locked").equals(before.drop(columns="locked"))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_cells_of_many_parents_go_to_their_own(order):
+    n, each = 40, 7
+    parents = make_objects([shapely.box(i, 0, i + 0.5, 1) for i in range(n)], object_type="annotation")
+    cells = make_objects(
+        [outline(10 * i, 50, 5 + i % 9, 3) for i in range(n * each)],
+        object_type="cell",
+        classification=[(None, "Tumor")[i // 100 % 2] for i in range(n * each)],
+        measurements={"place": np.arange(n * each)},
+        parent_id=np.repeat(parents.index.to_numpy(dtype=object)[::order], each).tolist(),
+    )
+    data = file_with(concat_objects([parents, cells]))
+    slow, fast = (parse_stream(data, fast=fast) for fast in (False, True))
+    assert emitted(slow[0]) == emitted(fast[0]) == data
+    assert slow[1].next_handle == fast[1].next_handle
+    found = parse_data_file(data, fast=False).read_table()
+    assert found.loc[cells.index, "parent_id"].tolist() == cells["parent_id"].tolist()
+    assert found.loc[cells.index, "place"].tolist() == list(range(n * each))
+    assert found.loc[cells.index, "classification"].isna().tolist() == cells["classification"].isna().tolist()
+
+
+def test_annotations_with_and_without_everything_are_read_as_they_were_written():
+    ring = shapely.box(0, 0, 9, 9).difference(shapely.box(2, 2, 3, 3))
+    shapes = [ring, outline(50, 50, 12, 8), shapely.box(1, 2, 3, 4), shapely.LineString([(0, 0), (5, 5)])] * 12
+    n = len(shapes)
+    table = make_objects(
+        shapes,
+        object_type="annotation",
+        name=[(None, "region", "ring \u00e9\x00\U0001f610")[i % 3] for i in range(n)],
+        classification=[(None, "Tumor", "Tumor: Positive")[i // 2 % 3] for i in range(n)],
+        locked=[i % 5 == 0 for i in range(n)],
+        plane=[(-1, i % 2, 3) for i in range(n)],
+        measurements={"a": np.where(np.arange(n) % 2, np.arange(n) / 3, np.nan), "b": np.arange(n) * 1e-9},
+    )
+    data = file_with(table)
+    found = parse_data_file(data, fast=False).read_table()
+    assert emitted(parse_stream(data)[0]) == data
+    assert found.index.tolist() == table.index.tolist()
+    assert shapely.equals_exact(table.geometry.to_numpy(), found.geometry.to_numpy(), normalize=True).all()
+    for column in ("name", "classification", "plane"):
+        assert found[column].astype(object).where(found[column].notna(), None).tolist() == (
+            table[column].astype(object).where(table[column].notna(), None).tolist()
+        )
+    assert found["locked"].tolist() == table["locked"].tolist()
+    for name in "ab":
+        np.testing.assert_array_equal(found[name], table[name])
