@@ -368,6 +368,8 @@ def walk(root: JObject) -> Iterator[tuple[PathObjectView | Run, JObject | None]]
             raise FormatError("an object that is in the hierarchy twice")
         seen.add(id(token))
         view = PathObjectView(token)
+        if view.kind == "root":
+            raise FormatError(f"root object {view.id} below another object", expected="one root, at the top")
         yield view, parent
         stack.extend((child, token) for child in reversed(view.children))
 

@@ -12,9 +12,11 @@ from native_files import GOLDEN, assert_same, cells, golden, polygon, table_of, 
 from pyhisto.objects import concat_objects, make_objects
 from qupath_ext.errors import FormatError, ProjectError
 from qupath_ext.native import edit as edit_module
-from qupath_ext.native.datafile import parse_data_file
+from qupath_ext.native.catalog import Factory
+from qupath_ext.native.datafile import new_data_file, parse_data_file
+from qupath_ext.native.edit import open_for_edit
 from qupath_ext.native.emitter import emit_stream
-from qupath_ext.native.pathobjects import PathObjectView, walk
+from qupath_ext.native.pathobjects import NewObject, PathObjectView, make_object, walk
 from qupath_ext.native.tokens import JArray, JObject
 
 N = 300
@@ -391,3 +393,23 @@ def test_parts_at_the_end_of_an_object_that_are_not_known():
     view.token.contents.append(view.token.contents[-1])
     with pytest.raises(FormatError, match=f"unknown parts at the end in object {view.id}"):
         parse_data_file(parsed.to_bytes()).read_table()
+
+
+def test_a_root_below_the_root_is_refused():
+    ids = [f"10000000-0000-4000-8000-{number:012d}" for number in range(2)]
+    data = new_data_file(
+        server={},
+        image_type="OTHER",
+        stains=None,
+        project_entry="project::1",
+        root_id=ids[0],
+        version="0.5.1",
+        colors=lambda name: None,
+    )
+    second = make_object(NewObject(id=ids[1], kind="root", geometry=None), Factory((), lambda name: None))
+    PathObjectView(data.root).set_children([second])
+    damaged = data.to_bytes()
+    with pytest.raises(FormatError, match=f"root object {ids[1]} below another object"):
+        parse_data_file(damaged).read_table()
+    with pytest.raises(FormatError, match="below another object"):
+        open_for_edit(damaged, lambda name: None)
