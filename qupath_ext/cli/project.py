@@ -35,6 +35,7 @@ mpp_option = click.option(
     default=None,
     help="Pixel size in µm that overrides the slides' own.",
 )
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
 
 
 @click.group()
@@ -47,11 +48,21 @@ def project() -> None:
 @click.argument("slides", nargs=-1, type=click.Path(path_type=Path))
 @image_type_option
 @mpp_option
+@dry_run_option
 @backend_option
-def create(folder: Path, slides: Sequence[Path], image_type: str, mpp: float | None, backend: str) -> None:
+def create(
+    folder: Path, slides: Sequence[Path], image_type: str, mpp: float | None, dry_run: bool, backend: str
+) -> None:
     """Make a new project in FOLDER, with SLIDES if any are given."""
+    from qupath_ext.errors import ProjectExistsError
     from qupath_ext.project import create_project
 
+    if dry_run:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ProjectExistsError(f"{folder} is not empty", expected="a new or empty folder")
+        click.echo(f"would make a project in {folder}")
+        _would_add(slides, mpp)
+        return
     made = create_project(folder, backend=backend)
     click.echo(f"project backend: {made.backend_version}", err=True)
     click.echo(made.path)
@@ -63,10 +74,37 @@ def create(folder: Path, slides: Sequence[Path], image_type: str, mpp: float | N
 @click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path))
 @image_type_option
 @mpp_option
+@dry_run_option
 @backend_option
-def add(project: Path, slides: Sequence[Path], image_type: str, mpp: float | None, backend: str) -> None:
+def add(project: Path, slides: Sequence[Path], image_type: str, mpp: float | None, dry_run: bool, backend: str) -> None:
     """Add SLIDES to PROJECT. A slide that cannot be opened is said, and the others are added."""
-    _add(open_for_command(project, backend), slides, image_type, mpp)
+    opened = open_for_command(project, backend)
+    if dry_run:
+        _would_add(slides, mpp)
+    else:
+        _add(opened, slides, image_type, mpp)
+
+
+def _would_add(slides: Sequence[Path], mpp: float | None) -> None:
+    """Open the slides and say what would be added; exit code 1 if one cannot be opened."""
+    from pyhisto.errors import MissingPixelSizeError, PyhistoError
+    from pyhisto.slide import Slide
+
+    failed = 0
+    for path in slides:
+        try:
+            with Slide(path, mpp=mpp) as slide:
+                size = "x".join(str(side) for side in slide.dimensions)
+                try:
+                    pixel = f"{slide.mean_mpp:g} µm/px"
+                except MissingPixelSizeError:
+                    pixel = "no pixel size"
+                click.echo(f"would add {path.name}: {size} px, {pixel}")
+        except PyhistoError as error:
+            failed += 1
+            click.echo(f"{path}: failed: {error}", err=True)
+    if failed:
+        sys.exit(1)
 
 
 def _add(opened: Any, slides: Sequence[Path], image_type: str, mpp: float | None) -> None:

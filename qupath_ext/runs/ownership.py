@@ -19,7 +19,7 @@ from pyhisto.objects import concat_objects, empty_objects, load_objects, save_ob
 from qupath_ext.errors import FormatError, ProjectError
 from qupath_ext.native.collector import paused_collector
 from qupath_ext.runs.compare import compare
-from qupath_ext.runs.record import Run, list_runs, write_json
+from qupath_ext.runs.record import Run, list_runs, now, write_json
 
 if TYPE_CHECKING:
     from qupath_ext.change import ChangeCounts
@@ -232,6 +232,7 @@ def _image_record(
         "kept_by_person": len(ownership.theirs),
         "locked": counts.locked,
         "locked_parents": run.images[entry.id]["locked_parents"],
+        "finished": now(),
         "result": dict(result or {}),
     }
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qupath_ext.entry import ImageEntry
     from qupath_ext.project import Project
 
-__all__ = ["Run", "find_run", "list_runs", "runs_folder", "start_run", "write_json"]
+__all__ = ["Run", "find_run", "list_runs", "now", "runs_folder", "start_run", "write_json"]
 
 FOLDER = Path("qupath_ext") / "runs"
 RECORD_VERSION = 2

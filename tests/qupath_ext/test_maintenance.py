@@ -206,6 +206,12 @@ def test_a_project_from_the_command_line(tmp_path: Path) -> None:
         "b.tif",
     ]
     third = write_slide(tmp_path / "c.tif")
+    before = (folder / "project.qpproj").read_bytes()
+    result = command("project", "add", folder, third, "--mpp", "0.5", "--dry-run")
+    assert (result.exit_code, result.stdout) == (0, "would add c.tif: 200x150 px, 0.5 µm/px\n")
+    assert (folder / "project.qpproj").read_bytes() == before
+    assert command("project", "create", tmp_path / "other", third, "--dry-run").exit_code == 0
+    assert not (tmp_path / "other").exists()
     (tmp_path / "text.tif").write_text("no image")
     result = command("project", "add", folder, tmp_path / "text.tif", third)
     assert result.exit_code == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
+import numpy as np
 import pandas as pd
 import pytest
 import shapely
@@ -363,3 +364,36 @@ def test_undo_of_a_run_that_was_killed_before_it_noted_its_end(
     assert set(objects(project).index) == set(ids_of("b", 3))
     assert undo(project, run).restored == 2
     assert set(objects(project).index) == set(ids_of("a", 2))
+
+
+# ---------------------------------------------------------------------- QuPath in between
+@pytest.mark.qupath
+def test_a_save_by_qupath_is_no_change(tmp_path: Path) -> None:
+    """Shapes of all kinds, far from the origin, are written without Java and then saved by QuPath's own classes."""
+    path = tmp_path / "slide.tif"
+    Image.new("RGB", (64, 64), (240, 240, 240)).save(path)
+    native = create_project(tmp_path / "project", backend="native")
+    native.add_image(path, mpp=0.5)
+    rng = np.random.default_rng(3)
+    centres = rng.uniform(0, 90_000, (400, 2))
+    round_ones = [shapely.Point(c).buffer(rng.uniform(4, 9), quad_segs=6) for c in centres]
+    holed = [
+        shapely.Point(c).buffer(60.3, quad_segs=40).difference(shapely.Point(c).buffer(20.7)) for c in centres[:20]
+    ]
+    pairs = [
+        shapely.union_all([shapely.box(*c, *(c + 30.123)), shapely.box(*(c + 50.7), *(c + 80.9))]) for c in centres[:20]
+    ]
+    lines = [shapely.LineString([c, c + 33.37, c * 1.001]) for c in centres[:5]]
+    table = concat_objects(
+        [
+            make_objects(round_ones, object_type="cell", nucleus=[s.buffer(-2) for s in round_ones]),
+            make_objects([*holed, *pairs, *lines], object_type="annotation", classification="Tumor", locked=True),
+            make_objects([shapely.MultiPoint(centres[:50])], object_type="annotation", name="points"),
+        ]
+    )
+    run = program(native, table)
+    for number in range(2):  # saved twice: rounding must not add up
+        through_qupath = open_project(native.path, backend="paquo")
+        with through_qupath.entries[0].edit() as change:
+            change.add(area(ids_of("q", 2)[number], 0, 0, 10, 10))
+    assert counts(open_project(native.path, backend="native"), run) == {"untouched": len(table), "added": 2}
