@@ -19,6 +19,7 @@ import hashlib
 import os
 import shutil
 import stat
+import threading
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -46,6 +47,8 @@ __all__ = [
 BACKUP_SUFFIX = ".qupath-ext-backup"
 ORIGINAL_SUFFIX = ".qupath-ext-original"
 WRITTEN_SUFFIX = ".qupath-ext-written"
+HASHED_ASIDE = 1 << 22
+"""Bytes from which on a thread is worth its start."""
 TEMPORARY_SUFFIX = ".qupath-ext-tmp"
 
 
@@ -57,13 +60,58 @@ class Writable(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class FileState:
-    """What a file was when it was read."""
+class _Digest(threading.Thread):
+    """Takes the SHA-256 of bytes beside whatever else is done with them; hashlib leaves the interpreter free."""
 
-    size: int
-    mtime_ns: int
-    digest: str
+    def __init__(self, data: bytes) -> None:
+        super().__init__(daemon=True)
+        self._data = data
+        self._found = ""
+        if len(data) > HASHED_ASIDE:
+            self.start()
+        else:
+            self.run()
+
+    def run(self) -> None:
+        self._found = hashlib.sha256(self._data).hexdigest()
+        self._data = b""
+
+    def result(self) -> str:
+        """Return it in hexadecimal; waits for it."""
+        if self.ident is not None:
+            self.join()
+        return self._found
+
+
+class FileState:
+    """What a file was when it was read: size, time of the last change in ns, SHA-256.
+
+    Parameters
+    ----------
+    size, mtime_ns
+        As the file system has them.
+    digest
+        The SHA-256 in hexadecimal, or what will have it.
+    """
+
+    def __init__(self, size: int, mtime_ns: int, digest: str | _Digest) -> None:
+        self.size = size
+        self.mtime_ns = mtime_ns
+        self._digest = digest
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hexadecimal."""
+        return self._digest if isinstance(self._digest, str) else self._digest.result()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FileState):
+            return NotImplemented
+        same = (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
+        return same and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash((self.size, self.mtime_ns))
 
     @staticmethod
     def of(path: Path) -> FileState | None:
@@ -89,7 +137,7 @@ def read_with_state(path: Path) -> tuple[bytes, FileState]:
         raise ProjectError(f"{path} cannot be read: {error.strerror}") from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(data) != after.st_size:
         raise ChangedOnDiskError(f"{path} changed while it was read", remedy="close the image in QuPath and try again")
-    return data, FileState(len(data), after.st_mtime_ns, hashlib.sha256(data).hexdigest())
+    return data, FileState(len(data), after.st_mtime_ns, _Digest(data))
 
 
 def read_back(temporary: Path) -> bytes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -33,7 +35,8 @@ from qupath_ext.native.tokens import BASE_HANDLE, ClassDesc, JObject
 
 __all__ = ["RunColumns", "are_locked", "read_run", "run_kinds_and_classes"]
 
-CHUNK = 1 << 16
+CHUNK = 1 << 15
+THREADS = 2
 NO_CLASS = -1
 Objects = np.ndarray[Any, np.dtype[np.object_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -56,7 +59,12 @@ class RunColumns:
 
 def read_run(run: ScannedRun) -> RunColumns:
     """Read all records of a run; ids are None where the file has none."""
-    parts = [_read_chunk(run, run.rows[low : low + CHUNK]) for low in range(0, len(run), CHUNK)]
+    chunks = [run.rows[low : low + CHUNK] for low in range(0, len(run), CHUNK)]
+    if len(chunks) == 1:
+        parts = [_read_chunk(run, chunks[0])]
+    else:
+        with ThreadPoolExecutor(THREADS) as pool:  # numpy gathers bytes for one while shapely makes objects of another
+            parts = list(pool.map(partial(_read_chunk, run), chunks))
     lengths = [len(part.ids) for part in parts]
     names = dict.fromkeys(name for part in parts for name in part.measurements)
     measurements = {name: np.full(len(run), np.nan) for name in names}
