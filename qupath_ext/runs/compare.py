@@ -26,10 +26,11 @@ CHANGES = ("reshaped", "reclassified", "renamed", "relocked", "reparented", "con
 parent, or object type is not what was written."""
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Ints = np.ndarray[Any, np.dtype[np.intp]]
 Objects = np.ndarray[Any, np.dtype[np.object_]]
 
 
-def compare(written: pd.DataFrame, present: gpd.GeoDataFrame) -> pd.DataFrame:
+def compare(written: pd.DataFrame, present: gpd.GeoDataFrame, at: Ints | None = None) -> pd.DataFrame:
     """Say for each written object what has become of it.
 
     Parameters
@@ -39,6 +40,8 @@ def compare(written: pd.DataFrame, present: gpd.GeoDataFrame) -> pd.DataFrame:
         ``nucleus``, ``classification``, ``name``, ``locked`` and ``parent_id``.
     present
         What the image holds now; same frame.
+    at
+        Number of the row of each written object in `present`, -1 where it is gone; looked up by default.
 
     Returns
     -------
@@ -47,7 +50,7 @@ def compare(written: pd.DataFrame, present: gpd.GeoDataFrame) -> pd.DataFrame:
         parent was deleted has another parent of necessity; that is not counted as a change of this object.
     """
     out = pd.DataFrame(False, index=written.index, columns=["deleted", *CHANGES])
-    at = present.index.get_indexer(written.index)
+    at = present.index.get_indexer(written.index) if at is None else at
     there = at >= 0
     out["deleted"] = ~there
     old, new = written[there], present.iloc[at[there]]
@@ -58,10 +61,10 @@ def compare(written: pd.DataFrame, present: gpd.GeoDataFrame) -> pd.DataFrame:
         out.loc[there, change] = values_or_none(old[column]) != values_or_none(new[column])
     out.loc[there, "relocked"] = old["locked"].to_numpy(dtype=bool) != new["locked"].to_numpy(dtype=bool)
     parent = values_or_none(old["parent_id"])
-    parent_is_there = np.array([p is None for p in parent], dtype=bool) | np.isin(
-        present.index.get_indexer(pd.Index(parent)), -1, invert=True
-    )
-    out.loc[there, "reparented"] = (parent != values_or_none(new["parent_id"])) & parent_is_there
+    moved = parent != values_or_none(new["parent_id"])
+    for row in np.flatnonzero(moved).tolist():
+        moved[row] = parent[row] is None or parent[row] in present.index
+    out.loc[there, "reparented"] = moved
     return out
 
 

@@ -10,7 +10,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 
-from qupath_ext.runs.compare import CHANGES, compare, values_or_none
+from qupath_ext.runs.compare import CHANGES, Ints, compare, values_or_none
 from qupath_ext.runs.ownership import read_ids, read_written
 from qupath_ext.runs.record import Run, list_runs
 
@@ -89,20 +89,24 @@ def diff_image(project: Project, run: Run, entry: ImageEntry, present: gpd.GeoDa
     image = run.images.get(entry.id, {})
     gone = "undone" if "undone" in image else "deleted" if image.get("status") == "done" else "not written"
     replaced = _replaced_later(project, run, entry.id)
-    pieces = [
-        _statuses(written, present, gone, replaced)
-        for path in run.objects_files(entry.id)
-        for written in read_written(path)
-    ]
+    pieces = []
+    known = np.zeros(len(present), dtype=bool)
+    for path in run.objects_files(entry.id):
+        for written in read_written(path):
+            at = present.index.get_indexer(written.index)
+            known[at[at >= 0]] = True
+            pieces.append(_statuses(written, present, at, gone, replaced))
     objects = pd.concat(pieces)
     objects = objects[~objects.index.duplicated(keep="last")]
     changed = present.loc[objects.index[objects["status"] == "changed"]]
-    return ImageDiff(entry.id, entry.name, objects, _added(project, run, entry.id, present), changed)
+    return ImageDiff(entry.id, entry.name, objects, _added(project, run, entry.id, present, known), changed)
 
 
-def _statuses(written: pd.DataFrame, present: gpd.GeoDataFrame, gone: str, replaced: set[str]) -> pd.DataFrame:
+def _statuses(
+    written: pd.DataFrame, present: gpd.GeoDataFrame, at: Ints, gone: str, replaced: set[str]
+) -> pd.DataFrame:
     """Return the rows of :attr:`ImageDiff.objects` for some of the objects of a run."""
-    found = compare(written, present)
+    found = compare(written, present, at)
     is_changed = found[list(CHANGES)].to_numpy().any(axis=1)
     deleted = found["deleted"].to_numpy(dtype=bool)
     status = np.full(len(written), "untouched", dtype=object)
@@ -110,7 +114,6 @@ def _statuses(written: pd.DataFrame, present: gpd.GeoDataFrame, gone: str, repla
     status[deleted] = gone
     if replaced:
         status[deleted & written.index.isin(replaced)] = "replaced"
-    at = present.index.get_indexer(written.index)
     now = pd.Series(present["classification"].array.take(at, allow_fill=True), written.index)
     data = {
         "status": status,
@@ -138,13 +141,15 @@ def _replaced_later(project: Project, run: Run, entry_id: str) -> set[str]:
     return out
 
 
-def _added(project: Project, run: Run, entry_id: str, present: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """Return what is in the image, was not when the run wrote to it, and no run wrote."""
-    known = np.zeros(len(present), dtype=bool)
-    for path in [
-        run.before_file(entry_id),
-        *(p for other in list_runs(project) for p in other.objects_files(entry_id)),
-    ]:
+def _added(
+    project: Project, run: Run, entry_id: str, present: gpd.GeoDataFrame, known: np.ndarray[Any, np.dtype[np.bool_]]
+) -> gpd.GeoDataFrame:
+    """Return what is in the image and not `known`, was not there when the run wrote to it, and no run wrote."""
+    if known.all():
+        return present[~known]
+    others = (other for other in list_runs(project) if other.id != run.id)
+    written = (path for other in others for path in other.objects_files(entry_id))
+    for path in (run.before_file(entry_id), *written):
         at = present.index.get_indexer(read_ids(path))
         known[at[at >= 0]] = True
     return present[~known]
