@@ -136,6 +136,7 @@ def import_(
     done = import_files(opened, pairs, fresh_ids=fresh_ids, fix_invalid=fix_invalid, dry_run=dry_run)
     for result in done:
         orphans = f", {result.orphans} at the top level as their parents are not there" if result.orphans else ""
-        click.echo(f"{result.entry.name}: {result.objects} objects{orphans}")
+        cores = f", {result.cores} TMA cores left out as files have no TMA grid" if result.cores else ""
+        click.echo(f"{result.entry.name}: {result.objects} objects{orphans}{cores}")
     if dry_run:
         click.echo("dry run, nothing was written")

@@ -100,7 +100,8 @@ def export_images(
         elif form == "parquet":
             save_objects(path, objects)
         else:
-            write_geojson(path, objects, colors=project.classes, nested=settings.nested, skip_missing=True)
+            objects = objects[objects.geometry.notna().to_numpy()]  # QuPath reads no file with an object without ROI
+            write_geojson(path, objects, colors=project.classes, nested=settings.nested)
         yield entry, path, len(objects)
 
 
@@ -161,11 +162,12 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
 # ---------------------------------------------------------------------- and back
 @dataclass(frozen=True)
 class Imported:
-    """What came to one image: the number of objects, and how many had a parent that is not there."""
+    """What came to one image: objects, how many of them had a parent that is not there, and TMA cores left out."""
 
     entry: ImageEntry
     objects: int
     orphans: int
+    cores: int
 
 
 def import_files(
@@ -206,17 +208,17 @@ def import_files(
         tables.setdefault(entry, []).append(_read(path, fix_invalid))
     ready = {entry: _prepared(entry, parts, fresh_ids) for entry, parts in tables.items()}
     if dry_run:
-        yield from (Imported(entry, len(objects), orphans) for entry, (objects, orphans) in ready.items())
+        yield from (Imported(entry, len(objects), orphans, cores) for entry, (objects, orphans, cores) in ready.items())
         return
     config = {"files": [[entry.id, str(path), _sha256(path)] for entry, path in files], "fresh_ids": fresh_ids}
     run = start_run(project, ANALYSIS, config, {})
     try:
-        for entry, (objects, orphans) in ready.items():
+        for entry, (objects, orphans, cores) in ready.items():
             if not run.is_done(entry.id):
                 ownership = read_ownership(project, ANALYSIS, entry)
                 project.add_classes(_colors(objects))
                 write_run(run, entry, objects, ownership, replace=(), lock=_hosts_of_detections(objects))
-            yield Imported(entry, len(objects), orphans)
+            yield Imported(entry, len(objects), orphans, cores)
         run.finish()
     finally:
         run.release()
@@ -235,12 +237,18 @@ def _read(path: Path, fix_invalid: bool) -> gpd.GeoDataFrame:
     raise ProjectError(f"{path.name} is of no known format", expected=".geojson, .parquet, .png or .ome.tif")
 
 
-def _prepared(entry: ImageEntry, parts: Sequence[gpd.GeoDataFrame], fresh_ids: bool) -> tuple[gpd.GeoDataFrame, int]:
-    """Return objects that fit into the image, and how many of them had a parent that is nowhere."""
+def _prepared(
+    entry: ImageEntry, parts: Sequence[gpd.GeoDataFrame], fresh_ids: bool
+) -> tuple[gpd.GeoDataFrame, int, int]:
+    """Return objects that fit into the image, how many had a parent that is nowhere, and how many cores stay out.
+
+    A TMA core is nothing without its grid, which no file has.
+    """
     present = set(entry.read_objects().index)
     colors = {name: color for part in parts for name, color in part.attrs.get("class_colors", {}).items()}
     objects = concat_objects(parts) if len(parts) > 1 else parts[0]
-    objects = objects[(objects["object_type"] != "tma_core").to_numpy()].copy()
+    is_core = (objects["object_type"] == "tma_core").to_numpy()
+    objects = objects[~is_core].copy()
     if fresh_ids:
         renamed = dict(zip(objects.index, new_ids(len(objects)), strict=True))
         objects.index = objects.index.map(renamed).rename("id")
@@ -257,7 +265,7 @@ def _prepared(entry: ImageEntry, parts: Sequence[gpd.GeoDataFrame], fresh_ids: b
     orphan = parent.notna() & ~parent.isin(present) & ~parent.isin(objects.index)
     objects["parent_id"] = parent.where(parent.notna() & ~orphan, None)
     objects.attrs["class_colors"] = colors
-    return objects, int(orphan.sum())
+    return objects, int(orphan.sum()), int(is_core.sum())
 
 
 def _hosts_of_detections(objects: gpd.GeoDataFrame) -> list[str]:

@@ -14,7 +14,7 @@ import tifffile
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from pyhisto.objects import make_objects
+from pyhisto.objects import concat_objects, make_objects, save_objects
 from qupath_ext.cli import main
 from qupath_ext.project import Project, create_project, open_project
 
@@ -183,3 +183,15 @@ def test_files_that_cannot_be_imported(project: Project, tmp_path: Path, name: s
     assert message in result.stderr
     assert (project.path.parent / "data" / "1" / "data.qpdata").read_bytes() == before
     assert not (project.path.parent / "qupath_ext" / "runs").exists()
+
+
+def test_cores_without_their_grid_are_left_out_and_said(project: Project, tmp_path: Path) -> None:
+    core = make_objects([shapely.Point(50, 50).buffer(20)], object_type="tma_core", ids=[CELLS[0]])
+    inside = make_objects([shapely.box(45, 45, 55, 55)], object_type="annotation", parent_id=CELLS[0])
+    save_objects(tmp_path / "2.parquet", concat_objects([core, inside]))
+    result = command("project", "import", project.path, tmp_path / "2.parquet")
+    assert result.stdout == (
+        "second: 1 objects, 1 at the top level as their parents are not there, "
+        "1 TMA cores left out as files have no TMA grid\n"
+    )
+    assert list(objects(project, 1).index) == list(inside.index)
