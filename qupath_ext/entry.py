@@ -18,6 +18,8 @@ from qupath_ext.native.stains import Stains
 if TYPE_CHECKING:
     import geopandas as gpd
 
+    from qupath_ext.present import PresentObjects
+
 __all__ = ["UNSET", "ImageEntry", "Unset"]
 
 
@@ -130,6 +132,18 @@ class ImageEntry(ABC):
         FormatError
             If the data file is malformed or has parts that are not known.
         """
+
+    def read_present(self) -> PresentObjects:
+        """Read all objects for comparing them with others: outlines are made when they are asked for.
+
+        Raises
+        ------
+        FormatError
+            If the data file is malformed or has parts that are not known.
+        """
+        from qupath_ext.present import PresentTable
+
+        return PresentTable(self.read_objects())
 
     @abstractmethod
     def _apply(self, change: Change) -> ChangeCounts:

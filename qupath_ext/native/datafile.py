@@ -23,10 +23,11 @@ from qupath_ext.native.emitter import Emitter, emit_stream
 from qupath_ext.native.files import FileState, Transaction, read_back
 from qupath_ext.native.parser import Parser, parse_stream
 from qupath_ext.native.pathobjects import NewObject, PathObjectView, make_object, walk
+from qupath_ext.native.presentobjects import ScannedObjects
 from qupath_ext.native.records import NewAnnotations
 from qupath_ext.native.scanner import ScannedRun
 from qupath_ext.native.stains import Stains, read_stains, stains_token
-from qupath_ext.native.table import read_table
+from qupath_ext.native.table import read_columns, read_table
 from qupath_ext.native.tokens import Block, Content, JEnum, JObject, JString
 
 __all__ = [
@@ -134,6 +135,11 @@ class DataFile:
     def read_table(self) -> gpd.GeoDataFrame:
         """Return the hierarchy as a path-object table; see :func:`qupath_ext.native.table.read_table`."""
         return read_table(self.root, lambda: self.digest)
+
+    def read_present(self) -> ScannedObjects:
+        """Return the hierarchy for comparing, with few outlines made."""
+        with paused_collector():
+            return ScannedObjects(*read_columns(self.root, lambda: self.digest, shapes=False))
 
     def to_bytes(self) -> bytes:
         """Return the file."""

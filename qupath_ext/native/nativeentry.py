@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qupath_ext.native.datafile import DataFile, ObjectCounts
     from qupath_ext.native.edit import HierarchyEdit
     from qupath_ext.native.nativeproject import NativeProject
+    from qupath_ext.present import PresentObjects
 
 __all__ = ["QUPATH_VERSION", "NativeEntry"]
 
@@ -160,25 +161,32 @@ class NativeEntry(ImageEntry):
 
     def read_tma_grid(self) -> TmaGrid | None:
         """Read the TMA grid; None if the image has none."""
-        from qupath_ext.native.datafile import parse_data_file
         from qupath_ext.native.tma import read_grid
 
-        loaded = self._load()
-        if loaded is None:
-            return None
         with self._named():
-            return read_grid(parse_data_file(loaded[0]))
+            data = self._read_data()
+            return None if data is None else read_grid(data)
 
     def read_objects(self) -> gpd.GeoDataFrame:
         """Read all objects; see :meth:`qupath_ext.project.ImageEntry.read_objects`."""
         from pyhisto.objects import empty_objects
+
+        with self._named():
+            data = self._read_data()
+            return empty_objects() if data is None else data.read_table()
+
+    def read_present(self) -> PresentObjects:
+        """Read all objects for comparing; see :meth:`qupath_ext.entry.ImageEntry.read_present`."""
+        with self._named():
+            data = self._read_data()
+            return super().read_present() if data is None else data.read_present()
+
+    def _read_data(self) -> DataFile | None:
+        """Read the data file; None if there is none."""
         from qupath_ext.native.datafile import parse_data_file
 
         loaded = self._load()
-        if loaded is None:
-            return empty_objects()
-        with self._named():
-            return parse_data_file(loaded[0]).read_table()
+        return None if loaded is None else parse_data_file(loaded[0])
 
     def _named(self) -> _Named:
         return _Named(self.data_file)

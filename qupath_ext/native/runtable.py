@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from qupath_ext.native.scanner import (
     NULL,
     POINTS,
     POLYGON,
+    Flags,
     Ints,
     ScannedRun,
     gather_bytes,
@@ -33,78 +36,162 @@ from qupath_ext.native.scanner import (
 )
 from qupath_ext.native.tokens import BASE_HANDLE, ClassDesc, JObject
 
-__all__ = ["RunColumns", "are_locked", "read_run", "run_kinds_and_classes"]
+__all__ = [
+    "ObjectColumns",
+    "are_locked",
+    "id_key",
+    "read_rings_at",
+    "read_rois_at",
+    "read_run",
+    "run_kinds_and_classes",
+]
 
 CHUNK = 1 << 15
 THREADS = 2
+ID_LENGTH = 36
 NO_CLASS = -1
 Objects = np.ndarray[Any, np.dtype[np.object_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass
-class RunColumns:
-    """n objects as columns, each of shape (n,); `measurements` by name; numbers are float64, NaN where missing."""
+class ObjectColumns:
+    """n objects as columns, each of shape (n,); `measurements` by name; numbers are float64, NaN where missing.
+
+    Attributes
+    ----------
+    keys
+        A number for each id, int64: ids with different numbers are different.
+    rois, nuclei
+        Byte offset of the ROI in the file, for objects of a run; -1 for others, and without nucleus.
+    geometry, nucleus
+        Left empty where they were not asked for.
+    color
+        Packed RGB where `has_color`.
+    """
 
     ids: Objects
+    keys: Ints
     kinds: Objects
+    rois: Ints
+    nuclei: Ints
     geometry: Objects
     nucleus: Objects
     classification: Objects
-    locked: np.ndarray[Any, np.dtype[np.bool_]]
+    name: Objects
+    locked: Flags
     probability: Floats
+    missing: Flags
+    color: Ints
+    has_color: Flags
+    parent: Objects
     plane: Objects
+    metadata: Objects
     measurements: dict[str, Floats]
 
+    @classmethod
+    def empty(cls, n: int) -> ObjectColumns:
+        """Return columns of n objects of which nothing is known."""
+        texts = ("ids", "kinds", "geometry", "nucleus", "classification", "name", "parent", "plane", "metadata")
+        columns: dict[str, Any] = {name: np.full(n, None, dtype=object) for name in texts}
+        columns |= {name: np.full(n, -1, dtype=np.int64) for name in ("rois", "nuclei")}
+        columns |= {name: np.zeros(n, dtype=np.int64) for name in ("keys", "color")}
+        columns |= {name: np.zeros(n, dtype=bool) for name in ("locked", "missing", "has_color")}
+        return cls(**columns, probability=np.full(n, np.nan), measurements={})
 
-def read_run(run: ScannedRun) -> RunColumns:
-    """Read all records of a run; ids are None where the file has none."""
-    chunks = [run.rows[low : low + CHUNK] for low in range(0, len(run), CHUNK)]
+    def measurement(self, name: str) -> Floats:
+        """Return the column of a measurement, a new one if there is none."""
+        if name not in self.measurements:
+            self.measurements[name] = np.full(len(self.ids), np.nan)
+        return self.measurements[name]
+
+
+def read_run(
+    run: ScannedRun, out: ObjectColumns | None = None, numbers: Ints | None = None, *, shapes: bool = True
+) -> ObjectColumns:
+    """Read all records of a run; ids are None where the file has none.
+
+    Parameters
+    ----------
+    run
+        n records.
+    out, numbers
+        Columns to fill, and the row of each record in them, int64 (n,); columns of the run alone by default.
+    shapes
+        Make the geometries.
+    """
+    numbers = np.arange(len(run)) if numbers is None else numbers
+    out = ObjectColumns.empty(len(run)) if out is None else out
+    before = set(out.measurements)
+    read = partial(_read_chunk, run, out, numbers, shapes, Lock())
+    chunks = [slice(low, low + CHUNK) for low in range(0, len(run), CHUNK)]
     if len(chunks) == 1:
-        parts = [_read_chunk(run, chunks[0])]
+        read(chunks[0])
     else:
         with ThreadPoolExecutor(THREADS) as pool:  # numpy gathers bytes for one while shapely makes objects of another
-            parts = list(pool.map(partial(_read_chunk, run), chunks))
-    lengths = [len(part.ids) for part in parts]
-    names = dict.fromkeys(name for part in parts for name in part.measurements)
-    measurements = {name: np.full(len(run), np.nan) for name in names}
-    for part, stop in zip(parts, np.cumsum(lengths).tolist(), strict=True):
-        for name, values in part.measurements.items():
-            measurements[name][stop - len(values) : stop] = values
-    columns = {
-        field.name: np.concatenate([getattr(part, field.name) for part in parts])
-        for field in fields(RunColumns)
-        if field.name != "measurements"
-    }
-    return RunColumns(**columns, measurements=measurements)
-
-
-def _read_chunk(run: ScannedRun, rows: Ints) -> RunColumns:
-    nuclei = run.nuclei[rows]
-    nucleated = np.flatnonzero(nuclei >= 0)
-    nucleus = np.full(len(rows), None, dtype=object)
-    geometry, plane = _rois(run, run.rois[rows])
-    nucleus[nucleated], _ = _rois(run, nuclei[nucleated])
-    locks = run.locks[rows]
-    return RunColumns(
-        ids=_ids(run, rows),
-        kinds=_by_token(run, run.starts[rows] + 1, _kind),
-        geometry=geometry,
-        nucleus=nucleus,
-        classification=_classes(run, locks + 5),
-        locked=are_locked(run, rows),
-        probability=gather_numbers(run.buffer, run.tails[rows] + 2, ">f8"),
-        plane=plane,
-        measurements=_measurements(run, rows),
-    )
-
-
-def _ids(run: ScannedRun, rows: Ints) -> Objects:
-    with_id = np.flatnonzero(run.has_id[rows])
-    text = gather_bytes(run.buffer, run.starts[rows[with_id]] + HEAD, 36).tobytes().decode("ascii")
-    out = np.full(len(rows), None, dtype=object)
-    out[with_id] = [text[at : at + 36] for at in range(0, len(text), 36)]
+            names = dict.fromkeys(name for found in pool.map(read, chunks) for name in found)
+        out.measurements |= {name: out.measurements.pop(name) for name in names if name not in before}
     return out
+
+
+def _read_chunk(run: ScannedRun, out: ObjectColumns, numbers: Ints, shapes: bool, lock: Lock, part: slice) -> list[str]:
+    """Read some records into their rows of the columns; return the names of their measurements in order."""
+    rows, places = run.rows[part], numbers[part]
+    at = _slice_or_places(places)
+    rois, nuclei, locks = run.rois[rows], run.nuclei[rows], run.locks[rows]
+    out.rois[at], out.nuclei[at] = rois, nuclei
+    nucleated = np.flatnonzero(nuclei >= 0)
+    if shapes:
+        out.geometry[at] = read_rois_at(run, rois)
+        out.nucleus[places[nucleated]] = read_rois_at(run, nuclei[nucleated])
+    out.ids[at], out.keys[at] = _ids(run, rows)
+    out.kinds[at] = _by_token(run, run.starts[rows] + 1, _kind)
+    out.classification[at] = _classes(run, locks + 5)
+    out.locked[at] = are_locked(run, rows)
+    out.probability[at] = gather_numbers(run.buffer, run.tails[rows] + 2, ">f8")
+    out.plane[at] = _planes(run, rois)
+    seen: list[str] = []
+    for lists, names, size in _lists(run, rows):
+        seen += names
+        raw = gather_bytes(run.buffer, run.lists[rows[lists]] + LIST_HEAD, len(names) * size)
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            values = raw.view(f">f{size}").T.astype(np.float64)
+        target = at if len(lists) == len(rows) else places[lists]
+        with lock:
+            columns = [out.measurement(name) for name in names]
+        for column, new in zip(columns, values, strict=True):
+            column[target] = new
+    return seen
+
+
+def _slice_or_places(places: Ints) -> Any:
+    """Return a slice for places that follow each other: it is filled faster."""
+    if len(places) and places[-1] - places[0] == len(places) - 1:
+        return slice(int(places[0]), int(places[-1]) + 1)
+    return places
+
+
+def _ids(run: ScannedRun, rows: Ints) -> tuple[Objects, Ints]:
+    with_id = np.flatnonzero(run.has_id[rows])
+    raw = gather_bytes(run.buffer, run.starts[rows[with_id]] + HEAD, ID_LENGTH)
+    text = raw.tobytes().decode("ascii")
+    ids, keys = np.full(len(rows), None, dtype=object), np.zeros(len(rows), dtype=np.int64)
+    ids[with_id] = [text[at : at + ID_LENGTH] for at in range(0, len(text), ID_LENGTH)]
+    keys[with_id] = _keys(raw)
+    return ids, keys
+
+
+def id_key(object_id: str) -> int:
+    """Return the number of one id, the same as :func:`read_run` gives."""
+    text = object_id.encode()[:ID_LENGTH].ljust(ID_LENGTH, b"\0")
+    return int(_keys(np.frombuffer(text, dtype=np.uint8).reshape(1, ID_LENGTH))[0])
+
+
+def _keys(texts: Any) -> Ints:
+    """Join the first and the last digits of n ids, uint8 (n, 36): those of random ids hardly ever agree."""
+    words = np.ascontiguousarray(texts).view(np.int32)
+    keys: Ints = np.ascontiguousarray((words[:, :2] * np.int32(31)) ^ words[:, -2:]).view(np.int64).reshape(-1)
+    return keys
 
 
 def run_kinds_and_classes(run: ScannedRun) -> Counter[tuple[str, str | None]]:
@@ -158,9 +245,9 @@ def _classes(run: ScannedRun, at: Ints) -> Objects:
     return out
 
 
-def _measurements(run: ScannedRun, rows: Ints) -> dict[str, Floats]:
+def _lists(run: ScannedRun, rows: Ints) -> Iterator[tuple[Ints, list[str], int]]:
+    """Yield, for each sort of measurement list, whose they are (numbers in `rows`), their names, bytes of a value."""
     lists = run.lists[rows]
-    out: dict[str, Floats] = {}
     with_list = np.flatnonzero(run.buffer[lists] != NULL)
     at = lists[with_list]
     keys = [pd.factorize(gather_numbers(run.buffer, at + offset, ">i4")) for offset in (2, 13, 23)]
@@ -172,46 +259,60 @@ def _measurements(run: ScannedRun, rows: Ints) -> dict[str, Floats]:
         desc = run.handles[class_handle - BASE_HANDLE]
         size = LIST_CLASSES[desc.name] if isinstance(desc, ClassDesc) else 4
         names = list_names(run.handles[names_handle - BASE_HANDLE])[:length]
-        targets = [out.setdefault(name, np.full(len(rows), np.nan)) for name in names]
-        chosen = np.flatnonzero(sorts == number)
-        raw = gather_bytes(run.buffer, at[chosen] + LIST_HEAD, length * size)
-        with np.errstate(invalid="ignore"):  # signalling NaN
-            values = raw.view(f">f{size}").T.astype(np.float64)
-        for target, column in zip(targets, values, strict=False):
-            target[with_list[chosen]] = column
-    return out
+        yield with_list[sorts == number], names, size
 
 
-def _rois(run: ScannedRun, at: Ints) -> tuple[Objects, Objects]:
-    """Geometries and planes of n ROI records."""
+def read_rois_at(run: ScannedRun, at: Ints) -> Objects:
+    """Return the geometries of n ROI records, object (n,); `at` are their byte offsets."""
     geometry = np.full(len(at), None, dtype=object)
     kinds, _, first, n = roi_layout(run, at)
     boxes = np.flatnonzero(kinds == BOX)
     geometry[boxes] = _boxes(run, at[boxes])
     points = np.flatnonzero(kinds == POINTS)
     geometry[points] = _points(_vertices(run, first[points], n[points]), n[points])
+    for size, rows in _polygon_sizes(kinds, n):
+        geometry[rows] = _polygons(_rings(run, first[rows], size))
+    return geometry
+
+
+def _polygon_sizes(kinds: Ints, n: Ints) -> Iterator[tuple[int, Ints]]:
+    """Yield each number of vertices with the polygons that have it."""
     polygons = np.flatnonzero(kinds == POLYGON)
     sizes = n[polygons]
     for size in pd.unique(sizes).tolist():
-        rows = polygons[sizes == size]
-        geometry[rows] = _polygons(_rings(run, first[rows], size))
-    return geometry, _planes(run, at, boxes)
+        yield size, polygons[sizes == size]
+
+
+def read_rings_at(run: ScannedRun, at: Ints) -> Iterator[tuple[Ints, Floats]]:
+    """Yield the outlines of those of n ROI records that are plain polygons, as (numbers in `at`, vertices).
+
+    The vertices have the shape (k, m, 2), the first one again at the end; `at` are byte offsets.
+    """
+    kinds, _, first, n = roi_layout(run, at)
+    for size, rows in _polygon_sizes(kinds, n):
+        if size > 3:
+            rings = _rings(run, first[rows], size)
+            open_ = (rings[:, 0] != rings[:, size - 1]).any(axis=1)
+            yield rows[open_], rings[open_]
+            yield rows[~open_], rings[~open_][:, :size]
 
 
 def _rings(run: ScannedRun, first: Ints, size: int) -> Floats:
     """Vertices of n float arrays of the same size, and the first vertex again, shape (n, size + 1, 2)."""
     out = np.empty((len(first), size + 1, 2))
+    y = 4 * size + 10
+    raw = gather_bytes(run.buffer, first, y + 4 * size)
     with np.errstate(invalid="ignore"):  # signalling NaN
-        for axis in (0, 1):
-            raw = gather_bytes(run.buffer, first + axis * (4 * size + 10), 4 * size)
-            out[:, :size, axis] = raw.view(">f4")
+        out[:, :size, 0] = raw[:, : 4 * size].view(">f4")
+        out[:, :size, 1] = raw[:, y:].view(">f4")
     check_finite(out[:, :size])
     out[:, size:] = out[:, :1]
     return out
 
 
-def _planes(run: ScannedRun, at: Ints, boxes: Ints) -> Objects:
+def _planes(run: ScannedRun, at: Ints) -> Objects:
     planes = gather_bytes(run.buffer, at + 6, 12).view(">i4")
+    boxes = np.flatnonzero(roi_layout(run, at)[0] == BOX)
     planes[boxes, 2] = gather_numbers(run.buffer, at[boxes] + 46, ">i4")
     c, t, z = planes.T
     out = np.full(len(at), None, dtype=object)

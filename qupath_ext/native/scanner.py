@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -227,12 +228,22 @@ class LeafScanner:
     def _look(self, low: int, size: int) -> _Stretch:
         """Follow the layout from everywhere in a stretch of bytes where a record may begin."""
         high = min(low + size, len(self.buffer) - FRONT.itemsize)
+        if high - low < LAST_STRETCH:
+            return _Stretch(low, max(high, low + 1), self._found(low, high))
+        middle = (low + high) // 2
+        with ThreadPoolExecutor(2) as pool:
+            parts = list(pool.map(self._found, (low, middle), (middle, high)))
+        return _Stretch(low, high, _Records.joined(parts))
+
+    def _found(self, low: int, high: int) -> _Records:
+        """Return the records that begin in the bytes [low, high)."""
         candidates = np.flatnonzero(self.buffer[low:high] == OBJECT) + low
-        starts = {head[:HEAD_NO_ID] for head in (*self.heads, *self.heads_no_id)}
-        found = gather_bytes(self.buffer, candidates, HEAD_NO_ID).view("S8").reshape(-1)
-        begins = np.isin(found, [np.bytes_(text) for text in starts])
+        found = gather_bytes(self.buffer, candidates, HEAD_NO_ID).view(np.uint64).reshape(-1)
+        begins = np.zeros(len(candidates), dtype=bool)
+        for text in {head[:HEAD_NO_ID] for head in (*self.heads, *self.heads_no_id)}:
+            begins |= found == np.frombuffer(text, dtype=np.uint64)
         records, fits = self._records(candidates[begins])
-        return _Stretch(low, max(high, low + 1), records.take(fits))
+        return records.take(fits)
 
     def _rows(self, at: Ints, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """Bytes at n offsets, taken apart; beyond the end of the file they are wrong, and so is the record's end."""

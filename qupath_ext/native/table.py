@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import geopandas as gpd
@@ -16,11 +15,11 @@ from qupath_ext.errors import FormatError
 from qupath_ext.native.collector import paused_collector
 from qupath_ext.native.pathobjects import PathObjectView, walk
 from qupath_ext.native.roi import DEFAULT_PLANE, read_plane, read_rois
-from qupath_ext.native.runtable import Floats, Objects, read_run
-from qupath_ext.native.scanner import Ints, ScannedRun
+from qupath_ext.native.runtable import ObjectColumns, Objects, id_key, read_run
+from qupath_ext.native.scanner import ScannedRun
 from qupath_ext.native.tokens import JObject
 
-__all__ = ["derived_id", "read_table"]
+__all__ = ["as_frame", "derived_id", "read_columns", "read_table"]
 
 NAMESPACE = uuid.UUID("6f4b7f0a-2f39-5a3e-9d2c-3a0f6f2b8c11")
 
@@ -56,6 +55,24 @@ def read_table(root: JObject, digest: Callable[[], str]) -> gpd.GeoDataFrame:
 
 
 def _read_table(root: JObject, digest: Callable[[], str]) -> gpd.GeoDataFrame:
+    columns, _ = read_columns(root, digest)
+    table = as_frame(columns)
+    shapes = {
+        "geometry": gpd.array.GeometryArray(columns.geometry),
+        "nucleus": pd.Series(columns.nucleus, dtype=object, index=table.index),
+    }
+    data = {"object_type": table.pop("object_type"), **shapes, **table}
+    return gpd.GeoDataFrame(data, geometry="geometry", index=table.index, copy=False)
+
+
+def read_columns(
+    root: JObject, digest: Callable[[], str], *, shapes: bool = True
+) -> tuple[ObjectColumns, ScannedRun | None]:
+    """Read all objects below the root into columns; see :func:`read_table`.
+
+    Without `shapes` the objects of runs get no geometries: they can be taken from the records of the run that is
+    returned (:func:`qupath_ext.native.runtable.read_rois_at`).
+    """
     ids: dict[int, str] = {}
     number = 0
     loose, runs = _Loose(), _Runs()
@@ -71,89 +88,73 @@ def _read_table(root: JObject, digest: Callable[[], str]) -> gpd.GeoDataFrame:
             number += len(item)
         else:
             raise FormatError("objects that were not read from a file")
-    pieces = [piece for piece in (loose.piece(), runs.piece(digest)) if len(piece.ids)]
-    return _frame(pieces or [loose.piece()])
-
-
-@dataclass
-class _Piece:
-    """Some objects as columns, each of shape (n,); `numbers` are their places in the table."""
-
-    numbers: Ints
-    ids: Objects
-    kinds: Objects
-    geometry: Objects
-    nucleus: Objects
-    classification: Objects
-    name: Objects
-    locked: np.ndarray[Any, np.dtype[np.bool_]]
-    probability: Floats
-    missing: np.ndarray[Any, np.dtype[np.bool_]]
-    color: Any
-    parent: Objects
-    plane: Objects
-    metadata: Objects
-    measurements: dict[str, Floats]
+    out = ObjectColumns.empty(number)
+    joined = ScannedRun.joined(runs.runs) if runs.runs else None
+    if joined is not None and not loose.is_first(runs):
+        runs.fill(out, joined, digest, shapes=shapes)
+    loose.fill(out)
+    if joined is not None and loose.is_first(runs):
+        runs.fill(out, joined, digest, shapes=shapes)
+    _refuse_reserved(out.measurements)
+    return out, joined
 
 
 class _Loose:
     """Objects that are tokens of their own."""
 
     def __init__(self) -> None:
+        self.numbers: list[int] = []
         self.rows: list[tuple[Any, ...]] = []
         self.measurements: dict[str, list[tuple[int, float]]] = {}
+
+    def is_first(self, runs: _Runs) -> bool:
+        """Return whether one of these objects comes before those in runs."""
+        return bool(self.numbers) and (not runs.first or self.numbers[0] < runs.first[0])
 
     def add(self, view: PathObjectView, number: int, object_id: str, parent_id: str | None) -> None:
         """Append one object."""
         roi, nucleus = view.roi_token, view.nucleus_token
         plane = None if roi is None else read_plane(roi)
         for name, value in view.measurements.items():
-            self.measurements.setdefault(name, []).append((len(self.rows), value))
-        row = (
-            number,
-            object_id,
-            view.kind,
-            roi,
-            nucleus,
-            view.classification,
-            view.name,
-            view.locked,
-            view.probability,
-            view.missing,
-            view.color,
-            parent_id,
-            None if plane == DEFAULT_PLANE else plane,
-            view.metadata,
+            self.measurements.setdefault(name, []).append((number, value))
+        color = view.color
+        self.numbers.append(number)
+        self.rows.append(
+            (
+                object_id,
+                id_key(object_id),
+                view.kind,
+                roi,
+                nucleus,
+                view.classification,
+                view.name,
+                view.locked,
+                view.probability,
+                view.missing,
+                color or 0,
+                color is not None,
+                parent_id,
+                None if plane == DEFAULT_PLANE else plane,
+                view.metadata,
+            )
         )
-        self.rows.append(row)
 
-    def piece(self) -> _Piece:
-        """Return the objects as columns."""
-        n = len(self.rows)
-        columns = [_objects(values, n) for values in (zip(*self.rows, strict=True) if n else [()] * 14)]
-        measurements = {}
+    def fill(self, out: ObjectColumns) -> None:
+        """Put the objects into their rows of the columns."""
+        if not self.rows:
+            return
+        at, n = np.array(self.numbers), len(self.rows)
+        columns = [_objects(values, n) for values in zip(*self.rows, strict=True)]
+        out.ids[at], out.keys[at], out.kinds[at] = columns[0], columns[1].astype(np.int64), columns[2]
+        out.geometry[at], out.nucleus[at] = read_rois(columns[3].tolist()), read_rois(columns[4].tolist())
+        out.classification[at], out.name[at] = columns[5], columns[6]
+        out.locked[at], out.probability[at] = columns[7].astype(bool), columns[8].astype(np.float64)
+        out.missing[at] = columns[9].astype(bool)
+        out.color[at], out.has_color[at] = columns[10].astype(np.int64), columns[11].astype(bool)
+        out.parent[at], out.plane[at], out.metadata[at] = columns[12:]
         for name, found in self.measurements.items():
-            rows, values = zip(*found, strict=True)
-            measurements[name] = np.full(n, np.nan)
-            measurements[name][list(rows)] = values
-        no_color = pd.isna(columns[10])
-        return _Piece(
-            numbers=columns[0].astype(np.int64),
-            ids=columns[1],
-            kinds=columns[2],
-            geometry=read_rois(columns[3].tolist()),
-            nucleus=read_rois(columns[4].tolist()),
-            classification=columns[5],
-            name=columns[6],
-            locked=columns[7].astype(bool),
-            probability=columns[8].astype(np.float64),
-            missing=columns[9].astype(bool),
-            color=pd.arrays.IntegerArray(np.where(no_color, 0, columns[10]).astype(np.int64), no_color),
-            parent=columns[11],
-            plane=columns[12],
-            metadata=columns[13],
-            measurements=measurements,
-        )
+            places, values = zip(*found, strict=True)
+            out.measurement(name)[list(places)] = values
 
 
 class _Runs:
@@ -170,81 +171,51 @@ class _Runs:
         self.first.append(number)
         self.parents.append(parent_id)
 
-    def piece(self, digest: Callable[[], str]) -> _Piece:
-        """Return the objects as columns."""
-        if not self.runs:
-            return _Loose().piece()
+    def fill(self, out: ObjectColumns, joined: ScannedRun, digest: Callable[[], str], *, shapes: bool) -> None:
+        """Put the objects into their rows of the columns; `joined` are all runs as one."""
         lengths = np.array([len(run) for run in self.runs])
         n = int(lengths.sum())
-        columns = read_run(ScannedRun.joined(self.runs))
         numbers = np.arange(n) + np.repeat(np.array(self.first) - (np.cumsum(lengths) - lengths), lengths)
-        for at in np.flatnonzero(pd.isna(columns.ids)).tolist():
-            columns.ids[at] = derived_id(digest(), int(numbers[at]))
-        nothing = np.full(n, None, dtype=object)
-        return _Piece(
-            numbers=numbers,
-            ids=columns.ids,
-            kinds=columns.kinds,
-            geometry=columns.geometry,
-            nucleus=columns.nucleus,
-            classification=columns.classification,
-            name=nothing,
-            locked=columns.locked,
-            probability=columns.probability,
-            missing=np.zeros(n, dtype=bool),
-            color=pd.arrays.IntegerArray(np.zeros(n, dtype=np.int64), np.ones(n, dtype=bool)),
-            parent=np.repeat(_objects(self.parents, len(self.parents)), lengths),
-            plane=columns.plane,
-            metadata=nothing,
-            measurements=columns.measurements,
-        )
+        read_run(joined, out, numbers, shapes=shapes)
+        for number in numbers[~joined.has_id[joined.rows]].tolist():
+            out.ids[number] = derived_id(digest(), number)
+            out.keys[number] = id_key(out.ids[number])
+        if any(parent is not None for parent in self.parents):
+            out.parent[numbers] = np.repeat(_objects(self.parents, len(self.parents)), lengths)
 
 
-def _frame(pieces: list[_Piece]) -> gpd.GeoDataFrame:
-    numbers = np.concatenate([piece.numbers for piece in pieces])
-    order = None if (numbers[1:] > numbers[:-1]).all() else np.argsort(numbers)
+def as_frame(columns: ObjectColumns) -> pd.DataFrame:
+    """Return all of the path-object table but the columns ``geometry`` and ``nucleus``.
 
-    def column(name: str) -> Any:
-        return in_order([getattr(piece, name) for piece in pieces])
-
-    def in_order(parts: list[Any]) -> Any:
-        joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return joined if order is None else joined[order]
-
-    names: dict[str, None] = {}
-    for piece in sorted(pieces, key=lambda piece: int(piece.numbers[0]) if len(piece.numbers) else 0):
-        names.update(dict.fromkeys(piece.measurements))
-    _refuse_reserved(names)
-    index = pd.Index(column("ids"), name="id", dtype=object)
-    if not index.is_unique:
+    Raises
+    ------
+    FormatError
+        If two objects have the same id.
+    """
+    index = pd.Index(columns.ids, name="id", dtype=object)
+    keys = np.sort(columns.keys)
+    if (keys[1:] == keys[:-1]).any() and not index.is_unique:
         raise FormatError(
             f"two objects with the id {index[index.duplicated()][0]}",
             expected="an id of its own for each",
             remedy="choose 'Refresh object IDs (duplicates only)' in QuPath and save",
         )
-    colors = [piece.color for piece in pieces]
-    color = colors[0] if len(colors) == 1 else type(colors[0])._concat_same_type(colors)
-    kinds = _categorical(column("kinds"), OBJECT_TYPES)
+    kinds = _categorical(columns.kinds, OBJECT_TYPES)
     data: dict[str, Any] = {
         "object_type": kinds,
-        "geometry": gpd.array.GeometryArray(column("geometry")),
-        "nucleus": pd.Series(column("nucleus"), dtype=object, index=index),
-        "classification": _categorical(column("classification")),
-        "name": pd.Series(column("name"), dtype=object, index=index),
-        "locked": column("locked"),
-        "color": color if order is None else color[order],
-        "parent_id": pd.Series(column("parent"), dtype=object, index=index),
-        "plane": pd.Series(column("plane"), dtype=object, index=index),
-        "metadata": pd.Series(column("metadata"), dtype=object, index=index),
+        "classification": _categorical(columns.classification),
+        "name": pd.Series(columns.name, dtype=object, index=index),
+        "locked": columns.locked,
+        "color": pd.arrays.IntegerArray(columns.color, ~columns.has_color),
+        "parent_id": pd.Series(columns.parent, dtype=object, index=index),
+        "plane": pd.Series(columns.plane, dtype=object, index=index),
+        "metadata": pd.Series(columns.metadata, dtype=object, index=index),
     }
-    probability = column("probability")
-    if not np.isnan(probability).all():
-        data["class_probability"] = probability
+    if not np.isnan(columns.probability).all():
+        data["class_probability"] = columns.probability
     if (kinds.codes == OBJECT_TYPES.index("tma_core")).any():
-        data["missing"] = column("missing")
-    for name in names:
-        data[name] = in_order([piece.measurements.get(name, np.full(len(piece.ids), np.nan)) for piece in pieces])
-    return gpd.GeoDataFrame(data, geometry="geometry", index=index)
+        data["missing"] = columns.missing
+    return pd.DataFrame({**data, **columns.measurements}, index=index, copy=False)
 
 
 def _categorical(values: Objects, categories: Sequence[str] | None = None) -> pd.Categorical[str]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qupath_ext.change import TmaGrid
 from qupath_ext.native.nativeentry import NativeEntry
 
 if TYPE_CHECKING:
-    import geopandas as gpd
-
     from qupath_ext.native.datafile import DataFile
     from qupath_ext.paquo_bridge.hierarchy import QuPathEdit
 
@@ -25,30 +22,16 @@ class PaquoEntry(NativeEntry):
     which Paquo skips saving without an error.
     """
 
-    def read_objects(self) -> gpd.GeoDataFrame:
-        """Read all objects as QuPath holds them; see :meth:`qupath_ext.entry.ImageEntry.read_objects`."""
-        from pyhisto.objects import empty_objects
-
-        data = self._read_through_qupath()
-        return empty_objects() if data is None else data.read_table()
-
-    def read_tma_grid(self) -> TmaGrid | None:
-        """Read the TMA grid as QuPath holds it; None if the image has none."""
-        from qupath_ext.native.tma import read_grid
-
-        data = self._read_through_qupath()
-        return None if data is None else read_grid(data)
-
-    def _read_through_qupath(self) -> DataFile | None:
+    def _read_data(self) -> DataFile | None:
+        """Read the data file as QuPath holds it; None if there is none."""
         from qupath_ext.native.edit import open_for_edit
         from qupath_ext.paquo_bridge.hierarchy import JavaHierarchy
 
         loaded = self._load()
         if loaded is None:
             return None
-        with self._named():
-            data = open_for_edit(loaded[0], self._project.color_of).data
-            JavaHierarchy(data, self._project.color_of).store()
+        data = open_for_edit(loaded[0], self._project.color_of).data
+        JavaHierarchy(data, self._project.color_of).store()
         return data
 
     def _open_for_edit(self, data: bytes | None) -> QuPathEdit:

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import shapely
 
+from qupath_ext.present import PresentObjects, ShapeColumn, as_present
 from qupath_ext.runs.wkb import same_simple_polygons
 
 __all__ = ["CHANGES", "SAME_PX", "compare", "same_geometry", "values_or_none"]
@@ -30,7 +31,7 @@ Ints = np.ndarray[Any, np.dtype[np.intp]]
 Objects = np.ndarray[Any, np.dtype[np.object_]]
 
 
-def compare(written: pd.DataFrame, present: gpd.GeoDataFrame, at: Ints | None = None) -> pd.DataFrame:
+def compare(written: pd.DataFrame, present: gpd.GeoDataFrame | PresentObjects, at: Ints | None = None) -> pd.DataFrame:
     """Say for each written object what has become of it.
 
     Parameters
@@ -49,21 +50,24 @@ def compare(written: pd.DataFrame, present: gpd.GeoDataFrame, at: Ints | None = 
         Indexed like `written`, with a bool column ``deleted`` and one for each of :data:`CHANGES`. An object whose
         parent was deleted has another parent of necessity; that is not counted as a change of this object.
     """
+    present = as_present(present)
+    table = present.table
     out = pd.DataFrame(False, index=written.index, columns=["deleted", *CHANGES])
-    at = present.index.get_indexer(written.index) if at is None else at
+    at = table.index.get_indexer(written.index) if at is None else at
     there = at >= 0
     out["deleted"] = ~there
-    old, new = written[there], present.iloc[at[there]]
+    old, rows = written[there], at[there]
     if len(old) == 0:
         return out
-    out.loc[there, "reshaped"] = ~(_same(old["geometry"], new["geometry"]) & _same(old["nucleus"], new["nucleus"]))
+    same = _same(old["geometry"], present, "geometry", rows) & _same(old["nucleus"], present, "nucleus", rows)
+    out.loc[there, "reshaped"] = ~same
     for column, change in (("classification", "reclassified"), ("name", "renamed"), ("object_type", "converted")):
-        out.loc[there, change] = values_or_none(old[column]) != values_or_none(new[column])
-    out.loc[there, "relocked"] = old["locked"].to_numpy(dtype=bool) != new["locked"].to_numpy(dtype=bool)
+        out.loc[there, change] = values_or_none(old[column]) != values_or_none(table[column].iloc[rows])
+    out.loc[there, "relocked"] = old["locked"].to_numpy(dtype=bool) != table["locked"].to_numpy(dtype=bool)[rows]
     parent = values_or_none(old["parent_id"])
-    moved = parent != values_or_none(new["parent_id"])
+    moved = parent != values_or_none(table["parent_id"].iloc[rows])
     for row in np.flatnonzero(moved).tolist():
-        moved[row] = parent[row] is None or parent[row] in present.index
+        moved[row] = parent[row] is None or parent[row] in table.index
     out.loc[there, "reparented"] = moved
     return out
 
@@ -82,21 +86,21 @@ def values_or_none(column: pd.Series[Any]) -> Objects:
     return out
 
 
-def _same(written: pd.Series[Any], present: pd.Series[Any]) -> Bools:
-    """Return whether two columns hold the same geometries; the first may be WKB."""
-    now = values_or_none(present)
+def _same(written: pd.Series[Any], present: PresentObjects, column: ShapeColumn, rows: Ints) -> Bools:
+    """Return whether the geometries of a column, which may be WKB, are those of some rows of what there is."""
     if not isinstance(written.dtype, pd.ArrowDtype):
-        return same_geometry(values_or_none(written), now)
+        return same_geometry(values_or_none(written), present.shapes(column, rows))
     wkb = pa.array(written.array)
     wkb = wkb.combine_chunks() if isinstance(wkb, pa.ChunkedArray) else wkb
     null = wkb.is_null().to_numpy(zero_copy_only=False)
-    same: Bools = null & shapely.is_missing(now)
+    same: Bools = null & ~present.has_shape(column, rows)
     if null.all():
         return same
-    same |= same_simple_polygons(wkb, now, SAME_PX)
+    same |= same_simple_polygons(wkb, present.rings(column, rows), SAME_PX)
     rest = np.flatnonzero(~same & ~null)
     if len(rest):
-        same[rest] = same_geometry(shapely.from_wkb(wkb.take(pa.array(rest)).to_numpy(zero_copy_only=False)), now[rest])
+        shapes = shapely.from_wkb(wkb.take(pa.array(rest)).to_numpy(zero_copy_only=False))
+        same[rest] = same_geometry(shapes, present.shapes(column, rows[rest]))
     return same
 
 

@@ -10,6 +10,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 
+from qupath_ext.present import PresentObjects, as_present
 from qupath_ext.runs.compare import CHANGES, Ints, compare, values_or_none
 from qupath_ext.runs.ownership import read_ids, read_written
 from qupath_ext.runs.record import Run, list_runs
@@ -53,8 +54,8 @@ class ImageDiff:
         """Return the number of objects by status, by kind of change, and of those added."""
         status = self.objects["status"].value_counts()
         out = {name: int(status.get(name, 0)) for name in STATUSES}
-        changes = self.objects["changes"].str.split(", ").explode().value_counts()
-        out |= {name: int(changes.get(name, 0)) for name in CHANGES}
+        changes = self.objects["changes"].value_counts()
+        out |= {name: int(changes[[name in what.split(", ") for what in changes.index]].sum()) for name in CHANGES}
         return {**out, "added": len(self.added)}
 
 
@@ -81,30 +82,30 @@ def diff_run(project: Project, run: Run, entries: Sequence[ImageEntry] | None = 
     ids = set(run.entry_ids())
     for entry in project.entries if entries is None else entries:
         if entry.id in ids:
-            yield diff_image(project, run, entry, entry.read_objects())
+            yield diff_image(project, run, entry, entry.read_present())
 
 
-def diff_image(project: Project, run: Run, entry: ImageEntry, present: gpd.GeoDataFrame) -> ImageDiff:
+def diff_image(project: Project, run: Run, entry: ImageEntry, present: gpd.GeoDataFrame | PresentObjects) -> ImageDiff:
     """Compare what a run wrote to one image with what it holds, `present`; see :func:`diff_run`."""
+    present = as_present(present)
+    ids = present.table.index
     image = run.images.get(entry.id, {})
     gone = "undone" if "undone" in image else "deleted" if image.get("status") == "done" else "not written"
     replaced = _replaced_later(project, run, entry.id)
     pieces = []
-    known = np.zeros(len(present), dtype=bool)
+    known = np.zeros(len(ids), dtype=bool)
     for path in run.objects_files(entry.id):
         for written in read_written(path):
-            at = present.index.get_indexer(written.index)
+            at = ids.get_indexer(written.index)
             known[at[at >= 0]] = True
             pieces.append(_statuses(written, present, at, gone, replaced))
     objects = pd.concat(pieces)
     objects = objects[~objects.index.duplicated(keep="last")]
-    changed = present.loc[objects.index[objects["status"] == "changed"]]
+    changed = present.take(ids.get_indexer(objects.index[objects["status"] == "changed"]))
     return ImageDiff(entry.id, entry.name, objects, _added(project, run, entry.id, present, known), changed)
 
 
-def _statuses(
-    written: pd.DataFrame, present: gpd.GeoDataFrame, at: Ints, gone: str, replaced: set[str]
-) -> pd.DataFrame:
+def _statuses(written: pd.DataFrame, present: PresentObjects, at: Ints, gone: str, replaced: set[str]) -> pd.DataFrame:
     """Return the rows of :attr:`ImageDiff.objects` for some of the objects of a run."""
     found = compare(written, present, at)
     is_changed = found[list(CHANGES)].to_numpy().any(axis=1)
@@ -114,7 +115,7 @@ def _statuses(
     status[deleted] = gone
     if replaced:
         status[deleted & written.index.isin(replaced)] = "replaced"
-    now = pd.Series(present["classification"].array.take(at, allow_fill=True), written.index)
+    now = pd.Series(present.table["classification"].array.take(at, allow_fill=True), written.index)
     data = {
         "status": status,
         "changes": _joined(found[list(CHANGES)]),
@@ -142,14 +143,14 @@ def _replaced_later(project: Project, run: Run, entry_id: str) -> set[str]:
 
 
 def _added(
-    project: Project, run: Run, entry_id: str, present: gpd.GeoDataFrame, known: np.ndarray[Any, np.dtype[np.bool_]]
+    project: Project, run: Run, entry_id: str, present: PresentObjects, known: np.ndarray[Any, np.dtype[np.bool_]]
 ) -> gpd.GeoDataFrame:
     """Return what is in the image and not `known`, was not there when the run wrote to it, and no run wrote."""
     if known.all():
-        return present[~known]
+        return present.take(np.flatnonzero(~known))
     others = (other for other in list_runs(project) if other.id != run.id)
     written = (path for other in others for path in other.objects_files(entry_id))
     for path in (run.before_file(entry_id), *written):
-        at = present.index.get_indexer(read_ids(path))
+        at = present.table.index.get_indexer(read_ids(path))
         known[at[at >= 0]] = True
-    return present[~known]
+    return present.take(np.flatnonzero(~known))

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from qupath_ext.entry import ImageEntry
     from qupath_ext.project import Project
 
-__all__ = ["Ownership", "read_ids", "read_ownership", "read_written", "write_run"]
+__all__ = ["Ownership", "read_ids", "read_ownership", "read_written", "sort_out", "write_run"]
 
-ROWS_AT_ONCE = 100_000
+ROWS_AT_ONCE = 1 << 15
 COMPARED = ["object_type", "geometry", "nucleus", "classification", "name", "locked", "parent_id"]
 
 
@@ -57,21 +57,31 @@ def read_ownership(project: Project, analysis: str, entry: ImageEntry) -> Owners
     Where two runs wrote an id, the later one counts. What was found to be a person's once stays theirs.
     """
     present = entry.read_objects()
-    released = _released(project, entry.id)
+    runs = [run for run in list_runs(project) if run.analysis == analysis]
+    untouched, theirs = sort_out(project, entry.id, present, runs)
+    return Ownership(present, tuple(untouched), tuple(theirs))
+
+
+def sort_out(
+    project: Project, entry_id: str, present: gpd.GeoDataFrame, runs: Sequence[Run]
+) -> tuple[list[str], list[str]]:
+    """Return the ids of what some runs, oldest first, wrote to an image: still untouched, and a person's since.
+
+    `present` is what the image holds now, in QuPath's frame; ids that are not in it are not returned.
+    """
+    released = _released(project, entry_id)
     unseen = set(present.index)
     untouched: list[str] = []
     theirs: list[str] = []
-    for run in reversed(list(list_runs(project))):
-        if run.analysis != analysis:
-            continue
-        for path in reversed(run.objects_files(entry.id)):
+    for run in reversed(runs):
+        for path in reversed(run.objects_files(entry_id)):
             for written in read_written(path, unseen):
                 unseen.difference_update(written.index)
                 changed = compare(written, present).to_numpy().any(axis=1)
                 changed |= np.fromiter((i in released for i in written.index), dtype=bool, count=len(written))
                 untouched += written.index[~changed].tolist()
                 theirs += written.index[changed].tolist()
-    return Ownership(present, tuple(untouched), tuple(theirs))
+    return untouched, theirs
 
 
 def read_ids(path: Path) -> pd.Index[str]:

@@ -1,12 +1,12 @@
-"""Polygons in WKB compared with geometries without making geometries of them: the quick way for millions of cells."""
+"""Polygons in WKB compared with vertices without making geometries of them: the quick way for millions of cells."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import shapely
 
 from qupath_ext.native.scanner import gather_bytes
 
@@ -16,19 +16,20 @@ HEADER = np.dtype([("order", "u1"), ("type", "<u4"), ("rings", "<u4"), ("points"
 """How the WKB of a polygon begins (OGC 06-103r4, section 8.2.3)."""
 LITTLE_ENDIAN, POLYGON = 1, 3
 
-Objects = np.ndarray[Any, np.dtype[np.object_]]
+Ints = np.ndarray[Any, np.dtype[np.intp]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-def same_simple_polygons(wkb: pa.BinaryArray, geometries: Objects, tolerance: float) -> Bools:
-    """Return which geometries are polygons of one ring with the same vertices in the same order as their WKB.
+def same_simple_polygons(wkb: pa.BinaryArray, rings: Iterable[tuple[Ints, Floats]], tolerance: float) -> Bools:
+    """Return which WKB are polygons of one ring with the same vertices in the same order as others.
 
     Parameters
     ----------
     wkb
         n geometries as WKB; null where there is none.
-    geometries
-        n geometries, None where there is none.
+    rings
+        The others: numbers among the n, int (k,), and their vertices, float64 (k, m, 2), the first again at the end.
     tolerance
         Largest distance between two vertices in x and in y.
 
@@ -43,23 +44,18 @@ def same_simple_polygons(wkb: pa.BinaryArray, geometries: Objects, tolerance: fl
     width = np.int64 if pa.types.is_large_binary(wkb.type) else np.int32
     ends = np.frombuffer(offsets_buffer, dtype=width)[wkb.offset : wkb.offset + len(wkb) + 1].astype(np.int64)
     starts, sizes = ends[:-1], np.diff(ends)
+    points = np.full(len(wkb), -1)
     rows = np.flatnonzero((sizes >= HEADER.itemsize) & wkb.is_valid().to_numpy(zero_copy_only=False))
     header = np.ascontiguousarray(gather_bytes(data, starts[rows], HEADER.itemsize)).view(HEADER).reshape(-1)
-    points = header["points"].astype(np.int64)
     simple = (header["order"] == LITTLE_ENDIAN) & (header["type"] == POLYGON) & (header["rings"] == 1)
-    simple &= sizes[rows] == HEADER.itemsize + 16 * points
-    simple &= _is_simple(geometries[rows]) & (shapely.get_num_coordinates(geometries[rows]) == points)
-    rows, points = rows[simple], points[simple]
-    for n in np.unique(points).tolist():
-        chosen = rows[points == n]
+    simple &= sizes[rows] == HEADER.itemsize + 16 * header["points"].astype(np.int64)
+    points[rows[simple]] = header["points"][simple]
+    for numbers, vertices in rings:
+        n = vertices.shape[1]
+        alike = np.flatnonzero(points[numbers] == n)
+        chosen = numbers[alike]
         raw = np.ascontiguousarray(gather_bytes(data, starts[chosen] + HEADER.itemsize, 16 * n))
         apart = raw.view("<f8").reshape(len(chosen), 2 * n)
-        apart -= shapely.get_coordinates(geometries[chosen]).reshape(len(chosen), 2 * n)
+        apart -= (vertices if len(alike) == len(vertices) else vertices[alike]).reshape(len(chosen), 2 * n)
         same[chosen] = (np.abs(apart, out=apart) <= tolerance).all(axis=1)
     return same
-
-
-def _is_simple(geometries: Objects) -> Bools:
-    """Whether geometries are polygons without holes."""
-    simple: Bools = (shapely.get_type_id(geometries) == POLYGON) & (shapely.get_num_interior_rings(geometries) == 0)
-    return simple
