@@ -293,8 +293,9 @@ def read_rings_at(run: ScannedRun, at: Ints) -> Iterator[tuple[Ints, Floats]]:
         if size > 3:
             rings = _rings(run, first[rows], size)
             open_ = (rings[:, 0] != rings[:, size - 1]).any(axis=1)
-            yield rows[open_], rings[open_]
-            yield rows[~open_], rings[~open_][:, :size]
+            for chosen, m in ((open_, size + 1), (~open_, size)):
+                if chosen.any():
+                    yield rows[chosen], rings[chosen, :m]
 
 
 def _rings(run: ScannedRun, first: Ints, size: int) -> Floats:
