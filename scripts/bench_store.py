@@ -33,6 +33,9 @@ import tifffile
 from pyhisto.objects import concat_objects, make_objects
 from qupath_ext.entry import ImageEntry
 from qupath_ext.project import create_project, open_project
+from qupath_ext.runs.diff import diff_run
+from qupath_ext.runs.ownership import read_ownership, write_run
+from qupath_ext.runs.record import start_run
 
 CLASSES = ("Tumor", "Stroma", "Immune cells", "Necrosis")
 PARENTS = (3_000, 30)
@@ -60,6 +63,7 @@ def main() -> None:
         options.folder = Path(name)
         bench_cells(options)
         bench_memory(options)
+        bench_diff(options)
         bench_nested(options)
         bench_annotations(options)
         bench_images(options)
@@ -200,6 +204,27 @@ def resident(kind: str = "VmRSS") -> int:
 
 def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def bench_diff(options: argparse.Namespace) -> None:
+    """CPU time, user and system, of comparing a run with what the image holds now."""
+    table = cell_table(options, options.cells)
+    folder, entry = new_project(options, "diff")
+    project = open_project(folder, backend="native")
+    entry = project.entry(entry.id)
+    run = start_run(project, "bench", {}, {})
+    write_run(run, entry, table, read_ownership(project, "bench", entry), replace=())
+    run.finish()
+    run.release()
+    del table
+    seconds = []
+    for _ in range(options.repeats):
+        needed, (found,) = timed(lambda: [image.counts() for image in diff_run(project, run)], time.process_time)
+        seconds.append(needed)
+        if found["untouched"] != options.cells:
+            raise SystemExit(f"{found['untouched']} of {options.cells} cells are untouched")
+    say(f"runs diff of {options.cells} cells, CPU", seconds)
+    entry.data_file.unlink()
 
 
 def bench_nested(options: argparse.Namespace) -> None:
