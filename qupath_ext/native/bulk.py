@@ -16,20 +16,10 @@ import shapely
 
 from qupath_ext.native.catalog import LISTS, OBJECTS, Factory
 from qupath_ext.native.emitter import Emitter
+from qupath_ext.native.gather import Bytes, Ints, at_every_byte, gather_bytes
 from qupath_ext.native.pathobjects import CLASS_OF_KIND, NewObject, make_object
 from qupath_ext.native.roi import MAX_POLYGON_VERTICES, PROXY, ROI
-from qupath_ext.native.scanner import (
-    BOX,
-    BOX_SIZE,
-    NO_CHILDREN,
-    ONE_STRING,
-    POINTS,
-    POLYGON,
-    Bytes,
-    Ints,
-    at_every_byte,
-    gather_bytes,
-)
+from qupath_ext.native.scanner import BOX, BOX_SIZE, NO_CHILDREN, ONE_STRING, POINTS, POLYGON
 from qupath_ext.native.tokens import BASE_HANDLE, Content, Run
 
 __all__ = ["ABSENT", "OTHER", "BulkColumns", "NewRun", "roi_kinds"]

@@ -7,16 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from qupath_ext.native.scanner import (
-    BOX,
-    POINTS,
-    POLYGON,
-    ROI_KINDS,
-    Bytes,
-    Ints,
-    ScannedRun,
-    gather_numbers,
-)
+from qupath_ext.native.gather import Bytes, Ints, gather_numbers
+from qupath_ext.native.scanner import BOX, POINTS, POLYGON, ROI_KINDS, ScannedRun
 from qupath_ext.native.tokens import BASE_HANDLE, ClassDesc
 
 if TYPE_CHECKING:

@@ -18,23 +18,14 @@ import shapely
 
 from qupath_ext.native.bulk import ABSENT, roi_kinds
 from qupath_ext.native.catalog import LISTS, Factory
+from qupath_ext.native.gather import Ints, gather_bytes, gather_numbers
 from qupath_ext.native.measurementlists import list_names
 from qupath_ext.native.parser import Parser
 from qupath_ext.native.records import roi_record
 from qupath_ext.native.rerun import roi_layout
 from qupath_ext.native.roi import check_geometries
 from qupath_ext.native.runtable import read_run
-from qupath_ext.native.scanner import (
-    BOX,
-    LIST_CLASSES,
-    LIST_HEAD,
-    NO_CHILDREN,
-    POLYGON,
-    Ints,
-    ScannedRun,
-    gather_bytes,
-    gather_numbers,
-)
+from qupath_ext.native.scanner import BOX, LIST_CLASSES, LIST_HEAD, NO_CHILDREN, POLYGON, ScannedRun
 from qupath_ext.native.tokens import BASE_HANDLE, ClassDesc, Content
 from qupath_ext.native.updates import Update
 

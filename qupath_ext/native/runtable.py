@@ -16,24 +16,12 @@ import pandas as pd
 import shapely
 
 from qupath_ext.native.catalog import full_class_name
+from qupath_ext.native.gather import Ints, gather_bytes, gather_numbers
 from qupath_ext.native.measurementlists import list_names
 from qupath_ext.native.pathobjects import PathObjectView, object_kind
 from qupath_ext.native.rerun import roi_layout
 from qupath_ext.native.roi import DEFAULT_PLANE, check_finite, ellipse
-from qupath_ext.native.scanner import (
-    BOX,
-    HEAD,
-    LIST_CLASSES,
-    LIST_HEAD,
-    NULL,
-    POINTS,
-    POLYGON,
-    Flags,
-    Ints,
-    ScannedRun,
-    gather_bytes,
-    gather_numbers,
-)
+from qupath_ext.native.scanner import BOX, HEAD, LIST_CLASSES, LIST_HEAD, NULL, POINTS, POLYGON, Flags, ScannedRun
 from qupath_ext.native.tokens import BASE_HANDLE, ClassDesc, JObject
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from qupath_ext.native.scanner import gather_bytes
+from qupath_ext.native.gather import gather_bytes
 
 __all__ = ["same_simple_polygons"]
 
