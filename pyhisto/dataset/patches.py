@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import shapely
 
-from pyhisto.dataset.augment import Augmentation, augment
-from pyhisto.dataset.tasks import IGNORED, Task, TrainingImage, Window, is_area
-from pyhisto.errors import ConfigError, TrainingError
-from pyhisto.slide import Slide
+from pyhisto.dataset.augment import Augmentation, augment, read_size
+from pyhisto.dataset.boundary import BoundaryWeights
+from pyhisto.dataset.cells import CellTask
+from pyhisto.dataset.describe import describe_images
+from pyhisto.dataset.images import HIDDEN, IGNORED, TrainingImage, Window
+from pyhisto.dataset.sampling import Anchors, Sampling
+from pyhisto.dataset.slides import OpenSlides
+from pyhisto.dataset.tasks import Task
+from pyhisto.errors import ConfigError
 
-__all__ = ["PatchDataset"]
+__all__ = ["Item", "PatchDataset", "boundary_weights", "check_boundary"]
+
+Item: TypeAlias = (
+    tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+    | tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.float32]]
+)
+"""RGB uint8 (size, size, 3), labels uint8 (size, size), and with boundary weights float32 (size, size)."""
 
 GLASS_DENSITY = 0.04
 """Mean optical density below which a pixel that nobody labelled counts as glass, thus as background."""
@@ -24,10 +33,13 @@ GLASS_DENSITY = 0.04
 class PatchDataset:
     """Patch `i` of an endless, reproducible series; a map-style data set for torch's DataLoader.
 
+    Slides are opened when they are needed, a few at a time, by each process for itself; what is needed to draw labels
+    crosses to other processes as arrays.
+
     Parameters
     ----------
     images
-        Slides with annotations.
+        Slides with annotations; those of the training part are used.
     task
         What is learnt.
     mpp
@@ -40,18 +52,20 @@ class PatchDataset:
         Patch `i` depends on nothing but the seed, `i` and the settings.
     augmentation
         None for none.
-    weights
-        Relative frequency of the classes that patches are centred on; by default all alike.
+    sampling
+        What patches are centred on; by default all classes alike.
+    boundary
+        Weights of the gaps between nuclei; None for none.
 
     Raises
     ------
     TrainingError
         If no image has an annotation of a class that is needed.
     ConfigError
-        If a weight names a class that the task does not have.
+        If a weight names a class that the task does not have, or boundary weights are wanted without nuclei.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         images: Sequence[TrainingImage],
         task: Task,
@@ -61,120 +75,93 @@ class PatchDataset:
         length: int,
         seed: int,
         augmentation: Augmentation | None = None,
-        weights: Mapping[str, float] | None = None,
+        sampling: Sampling | None = None,
+        boundary: BoundaryWeights | None = None,
     ) -> None:
-        self.images = list(images)
+        check_boundary(task, boundary)
         self.task = task
         self.mpp = mpp
         self.size = size
         self.length = length
         self.seed = seed
         self.augmentation = augmentation
-        self._slides: dict[int, Slide] = {}
-        self._anchors = self._collect()
-        weights = weights or {}
-        unknown = sorted(set(weights) - set(self._anchors))
-        if unknown:
-            raise ConfigError(f"weight for {unknown[0]!r}", expected=f"one of {', '.join(self._anchors)}")
-        share = np.array([weights.get(name, 1.0) for name in self._anchors])
-        self._share = share / share.sum()
-
-    def _collect(self) -> dict[str, list[tuple[int, list[Any], npt.NDArray[np.float64]]]]:
-        """Return, by class, (image number, geometries, their share) of each image that has any."""
-        found: dict[str, list[tuple[int, list[Any], npt.NDArray[np.float64]]]] = {}
-        for number, image in enumerate(self.images):
-            for name, geometries in self.task.anchors(image).items():
-                found.setdefault(name, [])
-                if geometries:
-                    area = np.maximum(shapely.area(np.array(geometries)), 1.0)
-                    found[name].append((number, geometries, area / area.sum()))
-        empty = [name for name, places in found.items() if not places]
-        if empty or not found:
-            raise TrainingError(
-                f"no annotation of {empty[0] if empty else 'any class'} on {len(self.images)} training images",
-                expected=f"annotations of {', '.join(found) or 'the classes to learn'}",
-                remedy="annotate some in QuPath and save",
-            )
-        return found
+        self.sampling = sampling or Sampling()
+        self.boundary = boundary
+        used = [image for image in images if image.part == "train"]
+        self._anchors = Anchors(used, task, self.sampling)
+        self._checksum = describe_images(used)
+        self._images = [image.without_objects() for image in used]
+        self._slides = OpenSlides(self._images)
 
     def describe(self) -> dict[str, Any]:
-        """Return all that decides which patches come, as JSON types; annotations by their checksum."""
-        shapes = hashlib.sha256()
-        for image in self.images:
-            shapes.update(f"{image.path.name} {image.mpp} {image.crop_to_bounds} {image.series}".encode())
-            rows = zip(shapely.to_wkb(image.objects.geometry.to_numpy()), image.objects["classification"], strict=True)
-            for shape, classification in rows:
-                shapes.update(shape)
-                shapes.update(str(classification).encode())
+        """Return all that decides which patches come, as JSON types; slides and annotations by their checksum."""
         return {
-            "annotations": shapes.hexdigest(),
-            "task": [type(self.task).__name__, str(self.task)],
+            "images": self._checksum,
+            "task": repr(self.task),
             "mpp": self.mpp,
             "size": self.size,
             "seed": self.seed,
-            "augmentation": str(self.augmentation),
-            "share": self._share.tolist(),
+            "augmentation": repr(self.augmentation),
+            "sampling": repr(self.sampling),
+            "boundary": repr(self.boundary),
         }
 
     def __len__(self) -> int:
         """Return the number of patches."""
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Return patch `index`: RGB uint8 (size, size, 3) and labels uint8 (size, size)."""
+    def __getitem__(self, index: int) -> Item:
+        """Return patch `index`; see :data:`Item`."""
         if not 0 <= index < self.length:
             raise IndexError(index)
         rng = np.random.default_rng((self.seed, index))
-        number, (x, y) = self._place(rng)
-        image, slide = self.images[number], self._slide(number)
+        number, point, in_area = self._anchors.draw(rng)
+        image, slide = self._images[number], self._slides[number]
+        # A nucleus may lie anywhere in the middle two thirds; in an area, the point is any already.
+        reach = self.size * self.mpp / (12 if in_area else 3)
+        x, y = point + rng.uniform(-reach, reach, 2) / slide.mpp
         mpp = self.mpp
         if self.augmentation is not None:
             mpp *= float(np.exp(rng.uniform(-1, 1) * np.log1p(self.augmentation.scale)))
         scale = (mpp / slide.mpp[0], mpp / slide.mpp[1])
-        corner = (x - self.size * scale[0] / 2, y - self.size * scale[1] / 2)
-        window = Window(corner[0], corner[1], scale, self.size)
-        rgb = slide.read_region(window.x, window.y, self.size, self.size, mpp=mpp)
-        labels = self.task.label(image, window, mpp)
-        glass = (labels == IGNORED) & (rgb.mean(axis=2) > 255 * 10**-GLASS_DENSITY)
-        labels[glass] = 0
+        side = read_size(self.size, self.augmentation)
+        window = Window(x - side * scale[0] / 2, y - side * scale[1] / 2, scale, side)
+        rgb = slide.read_region(window.x, window.y, side, side, mpp=mpp)
+        labels = self.task.label(image, window, mpp, hidden=HIDDEN)
+        labels[(labels == IGNORED) & _glass(rgb, image)] = 0
+        labels[labels == HIDDEN] = IGNORED
+        weights = boundary_weights(self.boundary, self.task, image, window, mpp)
         if self.augmentation is not None:
-            rgb, labels = augment(rgb, labels, self.augmentation, rng)
-        return np.ascontiguousarray(rgb), np.ascontiguousarray(labels)
+            rgb, labels, weights = augment(rgb, labels, weights, self.augmentation, rng, self.size, stains=image.stains)
+        rgb, labels = np.ascontiguousarray(rgb), np.ascontiguousarray(labels)
+        return (rgb, labels) if weights is None else (rgb, labels, np.ascontiguousarray(weights))
 
-    def _place(self, rng: np.random.Generator) -> tuple[int, tuple[float, float]]:
-        """Draw an image and the centre of a patch, level-0 px: class first, then image, then place."""
-        name = list(self._anchors)[int(rng.choice(len(self._share), p=self._share))]
-        places = self._anchors[name]
-        number, geometries, share = places[int(rng.integers(len(places)))]
-        geometry = geometries[int(rng.choice(len(geometries), p=share))]
-        slide = self._slide(number)
-        reach = self.size * self.mpp / 3
-        jitter = rng.uniform(-reach, reach, 2) / slide.mpp
-        if is_area(geometry):
-            point = _point_inside(geometry, rng)
-            jitter = jitter / 4
-        else:
-            point = shapely.get_coordinates(geometry)[0]
-        return number, (float(point[0] + jitter[0]), float(point[1] + jitter[1]))
-
-    def _slide(self, number: int) -> Slide:
-        """Return the open slide of an image; each process opens its own, when it first needs it."""
-        if number not in self._slides:
-            image = self.images[number]
-            self._slides[number] = Slide(
-                image.path, mpp=image.mpp, crop_to_bounds=image.crop_to_bounds, series=image.series
-            )
-        return self._slides[number]
+    def close(self) -> None:
+        """Close the slides that this process has open."""
+        self._slides.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_slides": {}}
+        return {**self.__dict__, "_slides": OpenSlides(self._images)}
 
 
-def _point_inside(polygon: Any, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Draw a point inside a polygon; its representative point if a hundred draws all miss."""
-    x0, y0, x1, y1 = polygon.bounds
-    for _ in range(100):
-        point = rng.uniform((x0, y0), (x1, y1))
-        if polygon.contains(shapely.Point(point)):
-            return np.asarray(point)
-    return np.asarray(shapely.get_coordinates(polygon.representative_point())[0])
+def _glass(rgb: npt.NDArray[np.uint8], image: TrainingImage) -> npt.NDArray[np.bool_]:
+    """Return where a patch shows glass, bool (size, size)."""
+    white = 255.0 if image.white is None else float(np.mean(image.white))
+    return np.asarray(rgb.mean(axis=2) > white * 10**-GLASS_DENSITY)
+
+
+def check_boundary(task: Task, boundary: BoundaryWeights | None) -> None:
+    """Refuse boundary weights for a task without nuclei, with ConfigError."""
+    if boundary is not None and not isinstance(task, CellTask):
+        raise ConfigError("boundary weights for tissue", expected="a task that learns nuclei", remedy="leave them out")
+
+
+def boundary_weights(
+    boundary: BoundaryWeights | None, task: Task, image: TrainingImage, window: Window, mpp: float
+) -> npt.NDArray[np.float32] | None:
+    """Return the weights of a window, float32 (size, size), or None where none are wanted."""
+    if boundary is None or not isinstance(task, CellTask):
+        return None
+    margin = boundary.margin(mpp)
+    instances = task.instances(image, window.padded(margin), mpp)
+    return boundary.weigh(instances, mpp)[margin:-margin, margin:-margin]

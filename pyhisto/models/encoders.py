@@ -125,10 +125,11 @@ def load_encoder_weights(encoder: nn.Module, source: str | Path) -> bool:
     Parameters
     ----------
     encoder
-        A :class:`DenseNet121Encoder` or :class:`ResNet34Encoder`.
+        A :class:`DenseNet121Encoder`, a :class:`ResNet34Encoder` or any other encoder of ``FlexibleUNet``.
     source
         ``"random"`` leaves it as it is; ``"imagenet"`` downloads (MONAI's own download for DenseNet-121, torch hub's
-        for ResNet-34); anything else is a file with a state dict, named as torchvision or MONAI name the layers.
+        for ResNet-34, none for others); anything else is a file with a state dict, named as torchvision or MONAI name
+        the layers.
 
     Returns
     -------
@@ -138,11 +139,15 @@ def load_encoder_weights(encoder: nn.Module, source: str | Path) -> bool:
     Raises
     ------
     ConfigError
-        If the file does not exist, is no state dict, or does not hold every layer of the encoder.
+        If the file does not exist, is no state dict, or does not hold every layer of the encoder, or ImageNet weights
+        are asked for an encoder that has none.
     """
     if source == "random":
         return False
     if source == "imagenet":
+        if not isinstance(encoder, DenseNet121Encoder | ResNet34Encoder):
+            name = type(encoder).__name__.removesuffix("Encoder")
+            raise ConfigError(f"no ImageNet weights for {name}", expected="'random' or a file")
         state = _download(encoder)
         if state is None:
             return False

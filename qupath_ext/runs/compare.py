@@ -56,7 +56,7 @@ def compare(written: pd.DataFrame, present: gpd.GeoDataFrame | PresentObjects, a
     at = table.index.get_indexer(written.index) if at is None else at
     there = at >= 0
     out["deleted"] = ~there
-    old, rows = written[there], at[there]
+    old, rows = (written, at) if there.all() else (written[there], at[there])
     if len(old) == 0:
         return out
     same = _same(old["geometry"], present, "geometry", rows) & _same(old["nucleus"], present, "nucleus", rows)

@@ -93,16 +93,29 @@ def diff_image(project: Project, run: Run, entry: ImageEntry, present: gpd.GeoDa
     gone = "undone" if "undone" in image else "deleted" if image.get("status") == "done" else "not written"
     replaced = _replaced_later(project, run, entry.id)
     pieces = []
+    at = np.empty(0, dtype=np.intp)
     known = np.zeros(len(ids), dtype=bool)
     for path in run.objects_files(entry.id):
         for written in read_written(path):
-            at = ids.get_indexer(written.index)
+            at = _places(ids, written.index, after=at)
             known[at[at >= 0]] = True
             pieces.append(_statuses(written, present, at, gone, replaced))
     objects = pd.concat(pieces)
     objects = objects[~objects.index.duplicated(keep="last")]
     changed = present.take(ids.get_indexer(objects.index[objects["status"] == "changed"]))
     return ImageDiff(entry.id, entry.name, objects, _added(project, run, entry.id, present, known), changed)
+
+
+def _places(ids: pd.Index[str], wanted: pd.Index[str], *, after: Ints) -> Ints:
+    """Return the numbers of some ids, -1 where there is none; most often they follow each other, and those before."""
+    all_ids, some = ids.to_numpy(), wanted.to_numpy()
+    start = int(after[-1]) + 1 if len(after) else 0
+    if not len(after) and len(ids) and len(some):
+        start = int(np.argmax(all_ids == some[0]))
+    following = all_ids[start : start + len(some)]
+    if len(following) == len(some) and (following == some).all():
+        return np.arange(start, start + len(some))
+    return ids.get_indexer(wanted)
 
 
 def _statuses(written: pd.DataFrame, present: PresentObjects, at: Ints, gone: str, replaced: set[str]) -> pd.DataFrame:

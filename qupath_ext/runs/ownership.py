@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Ownership", "read_ids", "read_ownership", "read_written", "sort_out", "write_run"]
 
-ROWS_AT_ONCE = 1 << 15
+ROWS_AT_ONCE = 1 << 16
+BUFFER = 1 << 20
+"""Bytes of a file read at once: a whole column of a million outlines would take hundreds of MiB."""
 COMPARED = ["object_type", "geometry", "nucleus", "classification", "name", "locked", "parent_id"]
 
 
@@ -121,7 +123,7 @@ def read_written(path: Path, wanted: set[str] | None = None) -> Iterator[pd.Data
     if wanted is not None and not wanted.intersection(read_ids(path)):
         return
     try:
-        with pq.ParquetFile(path) as file, paused_collector():
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file, paused_collector():
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=["id", *COMPARED]):
                 table = batch.drop_columns(["geometry", "nucleus"]).to_pandas(ignore_metadata=True).set_index("id")
                 for column in ("geometry", "nucleus"):  # as WKB: most need not be made geometries to be compared
