@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from pyhisto.errors import ConfigError
-from pyhisto.models import MODELS, build_model
+from pyhisto.models import MODELS, build_model, check_tile_size
 from pyhisto.models.encoders import DenseNet121Encoder, ResNet34Encoder, load_encoder_weights
 
 SMALL = (16, 16, 8, 8, 8)
@@ -61,7 +63,7 @@ def torchvision_densenet121(dot: str = "") -> dict[str, torch.Tensor]:
     return tensors(shapes | {"classifier.weight": (1000, 1024), "classifier.bias": (1000,)})
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", [*sorted(MODELS), "unet:efficientnet-b0", "unet:resnet18"])
 def test_output_has_the_size_of_the_input(name: str) -> None:
     model = build_model(name, out_channels=5, decoder_channels=SMALL).eval()
     with torch.inference_mode():
@@ -201,13 +203,82 @@ def test_random_leaves_the_encoder_alone() -> None:
     assert torch.equal(encoder.weight, before)
 
 
+def test_attention_unet_has_as_many_stages_as_it_is_told() -> None:
+    model = build_model("attention-unet", out_channels=2, decoder_channels=(32, 16, 8))
+    assert next(tuple(layer.shape[:2]) for layer in model.parameters() if layer.shape[2:] == (3, 3)) == (8, 3)
+    gates = [layer for layer in model.modules() if type(layer).__name__ == "AttentionBlock"]
+    assert len(gates) == 2  # one at each skip connection
+    with torch.inference_mode():
+        assert model.eval()(torch.zeros(1, 3, 36, 20)).shape == (1, 2, 36, 20)  # two halvings: multiples of 4
+
+
+def test_attention_unet_learns_with_one_image_in_the_batch() -> None:
+    model = build_model("attention-unet", out_channels=2, decoder_channels=(32, 16, 8, 8)).train()
+    model(torch.rand(1, 3, 32, 32)).sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_a_backbone_takes_weights_from_a_file_and_not_from_imagenet(tmp_path: Path) -> None:
+    first = build_model("unet:resnet10", out_channels=2, decoder_channels=SMALL)
+    torch.save(first.encoder.state_dict(), tmp_path / "w.pth")  # type: ignore[union-attr]
+    second = build_model("unet:resnet10", out_channels=3, decoder_channels=SMALL, encoder_weights=tmp_path / "w.pth")
+    found, wanted = second.encoder.state_dict(), first.encoder.state_dict()  # type: ignore[union-attr]
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    with pytest.raises(ConfigError, match="no ImageNet weights for ResNet; expected 'random' or a file"):
+        build_model("unet:resnet10", out_channels=2, decoder_channels=SMALL, encoder_weights="imagenet")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("unet-resnet34", 250, "a side of 250 px for unet-resnet34; expected a multiple of 32; choose 224 or 256"),
+        ("unet:efficientnet-b0", 16, "expected a multiple of 32; choose 32 or 64"),
+        ("attention-unet", 40, "a side of 40 px for attention-unet; expected a multiple of 16; choose 32 or 48"),
+    ],
+)
+def test_tiles_that_cannot_be_halved(name: str, size: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_tile_size(name, size)
+    model = build_model(name, out_channels=2, decoder_channels=SMALL)
+    with pytest.raises(ConfigError, match=message):
+        model(torch.zeros(1, 3, 64, size))
+
+
+def test_tiles_that_can_be_halved() -> None:
+    check_tile_size("unet-densenet121", 96)
+    check_tile_size("attention-unet", 48)
+    check_tile_size("attention-unet", 40, decoder_channels=(32, 16, 8, 8))
+
+
+def test_a_model_with_its_check_can_be_copied_and_pickled() -> None:
+    model = build_model("attention-unet", out_channels=2, decoder_channels=(8, 4))
+    for copy in (deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
+        with pytest.raises(ConfigError, match="a side of 5 px"):
+            copy(torch.zeros(1, 3, 5, 4))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("unet-vgg", {"out_channels": 2}, "unknown model 'unet-vgg'; expected one of unet-densenet121, unet-resnet34"),
+        (
+            "unet-vgg",
+            {"out_channels": 2},
+            "unknown model 'unet-vgg'; expected one of attention-unet, unet-densenet121, unet-resnet34, "
+            "or unet:<backbone>",
+        ),
+        (
+            "unet:vgg",
+            {"out_channels": 2},
+            r"unknown backbone 'vgg'; expected one of efficientnet-b0, .*resnet10, .*resnet200, densenet121, ",
+        ),
+        ("attention-unet", {}, "cannot be built"),
+        ("attention-unet", {"out_channels": 2, "decoder_channels": (8,)}, "two stages or more"),
+        ("attention-unet", {"out_channels": 2, "encoder_weights": "imagenet"}, "'imagenet' with attention-unet"),
         ("unet-resnet34", {}, "cannot be built"),
         ("unet-resnet34", {"out_channels": 2, "depth": 3}, "cannot be built"),
-        ("unet-resnet34", {"out_channels": 2, "decoder_channels": (8, 8)}, "cannot be built"),
+        ("unet-resnet34", {"out_channels": 2, "decoder_channels": (8, 8)}, "expected five stages"),
+        ("unet-resnet34", {"out_channels": 2, "decoder_channels": (8, 8, 8, 8, 8, 8)}, "expected five stages"),
     ],
 )
 def test_what_cannot_be_built(name: str, options: dict[str, Any], message: str) -> None:
