@@ -14,7 +14,11 @@ import numpy.typing as npt
 import shapely
 import skimage.measure
 
-__all__ = ["clean_polygon", "mask_to_polygons", "rasterise"]
+__all__ = ["clean_polygon", "mask_to_polygons", "paint", "polygon_rings", "rasterise"]
+
+RUNS_AT_ONCE = 1 << 16
+LONG_RUN = 40
+"""Pixels from which on it is faster to set a run by itself."""
 
 
 def rasterise(
@@ -54,42 +58,95 @@ def rasterise(
     [[0, 7, 7, 0], [0, 0, 0, 0]]
     """
     mask = np.full(shape, background, dtype=np.int32)
-    window = shapely.box(
-        origin[0] - scale[0], origin[1] - scale[1], origin[0] + (shape[1] + 1) * scale[0],
-        origin[1] + (shape[0] + 1) * scale[1],
-    )  # fmt: skip
-    for geometry, value in zip(geometries, values, strict=True):
-        if not geometry.intersects(window):
-            continue
-        if shapely.get_dimensions(geometry) == 2:
-            mask[_inside(geometry, shape, origin, scale)] = value
+    drawn = np.array(list(geometries), dtype=object)
+    labels = np.array(list(values), dtype=np.int32)
+    if len(drawn) != len(labels):
+        raise ValueError(f"{len(labels)} values for {len(drawn)} geometries")
+    x0, y0, x1, y1 = shapely.bounds(drawn).reshape(-1, 4).T
+    right, bottom = origin[0] + shape[1] * scale[0], origin[1] + shape[0] * scale[1]
+    near = (x0 < right) & (x1 > origin[0]) & (y0 < bottom) & (y1 > origin[1])
+    xy, owner = polygon_rings(drawn[near])
+    paint(mask, (xy - origin) / scale, owner, labels[near])
     return mask
 
 
-def _inside(
-    geometry: Any, shape: tuple[int, int], origin: tuple[float, float], scale: tuple[float, float]
-) -> npt.NDArray[np.bool_]:
-    """Return the pixels whose centre lies inside, by parity along each row (even-odd scanline filling).
+def polygon_rings(
+    geometries: npt.NDArray[np.object_],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+    """Return the outlines of n polygons as :func:`paint` takes them.
 
-    The cost grows with the number of edges plus the number of pixels, not with their product.
+    Parameters
+    ----------
+    geometries
+        shapely Polygons, MultiPolygons or collections (n,); what is no area has no outline.
+
+    Returns
+    -------
+    xy : numpy.ndarray
+        float64 (m, 2): the closed rings, outer ones and holes, a row of NaN behind each.
+    owner : numpy.ndarray
+        intp (m,): whose vertex it is, ascending.
     """
-    height, width = shape
-    rings = shapely.get_rings(shapely.get_parts(geometry))
-    xy, ring = shapely.get_coordinates(rings, return_index=True)
-    xy = (xy - origin) / scale - 0.5  # pixel centres at whole numbers
-    same = ring[1:] == ring[:-1]
-    x0, y0 = xy[:-1][same].T
-    x1, y1 = xy[1:][same].T
-    first = np.ceil(np.minimum(y0, y1)).clip(0, height).astype(np.intp)  # rows with min(y) <= row < max(y)
-    after = np.ceil(np.maximum(y0, y1)).clip(0, height).astype(np.intp)
-    count = after - first
-    edge = np.repeat(np.arange(len(count)), count)
-    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
-    x = x0[edge] + (row - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
-    column = np.ceil(x).clip(0, width).astype(np.intp)
-    crossings = np.bincount(row * (width + 1) + column, minlength=height * (width + 1))
-    parity = np.cumsum(crossings.reshape(height, width + 1)[:, :width], axis=1)
-    return np.asarray(parity % 2 == 1)
+    parts, part_of = shapely.get_parts(geometries, return_index=True)
+    parts, inner = shapely.get_parts(parts, return_index=True)
+    rings, ring_of = shapely.get_rings(parts, return_index=True)
+    xy, vertex_of = shapely.get_coordinates(rings, return_index=True)
+    owner = part_of[inner][ring_of]
+    ends = np.cumsum(np.bincount(vertex_of, minlength=len(rings)))
+    return np.insert(xy, ends, np.nan, axis=0), np.insert(owner[vertex_of], ends, owner)
+
+
+def paint(
+    mask: npt.NDArray[Any],
+    xy: npt.NDArray[np.floating[Any]],
+    owner: npt.NDArray[np.intp],
+    values: npt.NDArray[Any],
+) -> None:
+    """Draw any number of polygons into a label mask at once; of those that overlap the later one wins.
+
+    Each is filled by parity along the rows of pixel centres (even-odd scanline filling), so that holes stay open. The
+    cost grows with the number of edges plus the number of pixels that are filled, not with their product.
+
+    Parameters
+    ----------
+    mask
+        (height, width), contiguous; drawn into.
+    xy, owner
+        As :func:`polygon_rings` returns them, but in mask pixels.
+    values
+        The label of each polygon (n,).
+    """
+    height, width = mask.shape
+    y = xy[:, 1] - 0.5  # pixel centres at whole numbers
+    low, high = np.minimum(y[:-1], y[1:]), np.maximum(y[:-1], y[1:])
+    met = np.flatnonzero((high > 0) & (low <= height - 1))  # NaN meets nothing
+    first = np.ceil(low[met]).clip(0, height).astype(np.intp)  # rows with low <= row < high
+    count = np.ceil(high[met]).clip(0, height).astype(np.intp) - first
+    edge = np.repeat(met, count)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count - first, count)
+    x0, x1, y0, y1 = xy[edge, 0], xy[edge + 1, 0], y[edge], y[edge + 1]
+    column = np.ceil(x0 + (row - y0) * (x1 - x0) / (y1 - y0) - 0.5).clip(0, width).astype(np.intp)
+    crossing = np.sort((owner[edge] * height + row) * (width + 1) + column).reshape(-1, 2)  # each row enters and leaves
+    place, enter = np.divmod(crossing[:, 0], width + 1)
+    length = crossing[:, 1] - crossing[:, 0]
+    filled = length > 0
+    polygon, row = np.divmod(place[filled], height)
+    start, length, value = row * width + enter[filled], length[filled], values[polygon]
+    for first_run in range(0, len(start), RUNS_AT_ONCE):
+        runs = slice(first_run, first_run + RUNS_AT_ONCE)
+        _fill(mask.reshape(-1), start[runs], length[runs], value[runs])
+
+
+def _fill(
+    flat: npt.NDArray[Any], start: npt.NDArray[np.intp], length: npt.NDArray[np.intp], value: npt.NDArray[Any]
+) -> None:
+    """Set runs of pixels, the later over the earlier; long runs one by one, short ones all at once."""
+    if length.mean() > LONG_RUN:
+        for i, j, one in zip(start.tolist(), (start + length).tolist(), value.tolist(), strict=True):
+            flat[i:j] = one
+    else:
+        after = np.cumsum(length)
+        flat[np.arange(after[-1]) + np.repeat(start - after + length, length)] = np.repeat(value, length)
 
 
 def mask_to_polygons(

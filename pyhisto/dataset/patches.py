@@ -147,7 +147,8 @@ class PatchDataset:
 def _glass(rgb: npt.NDArray[np.uint8], image: TrainingImage) -> npt.NDArray[np.bool_]:
     """Return where a patch shows glass, bool (size, size)."""
     white = 255.0 if image.white is None else float(np.mean(image.white))
-    return np.asarray(rgb.mean(axis=2) > white * 10**-GLASS_DENSITY)
+    total = rgb[..., 0].astype(np.uint16) + rgb[..., 1] + rgb[..., 2]
+    return np.asarray(total > 3 * white * 10**-GLASS_DENSITY)
 
 
 def check_boundary(task: Task, boundary: BoundaryWeights | None) -> None:
