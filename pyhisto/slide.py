@@ -1,7 +1,8 @@
 """A slide: RGB pixels at a given µm/px from a whole-slide image.
 
-OpenSlide is asked first; a TIFF or OME-TIFF that it refuses is read with tifffile. All positions are level-0 pixels of
-the frame that QuPath shows (x right, y down): the slide cropped to its ``openslide.bounds-*``, where it has them.
+OpenSlide is asked first; of what it refuses, a PNG or JPEG is read with Pillow, any other file with tifffile. All
+positions are level-0 pixels of the frame that QuPath shows (x right, y down): the slide cropped to its
+``openslide.bounds-*``, where it has them.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Slide:
     SlideError
         If the file does not exist or is damaged.
     UnsupportedSlideError
-        If neither OpenSlide nor tifffile reads it as 8-bit RGB, or it has no such series.
+        If no reader reads it as 8-bit RGB, it is a PNG or JPEG too large for memory, or it has no such series.
 
     Attributes
     ----------
@@ -73,7 +74,7 @@ class Slide:
     magnification : float or None
         Objective power, where the file names it.
     reader : str
-        ``"openslide"`` or ``"tifffile"``.
+        ``"openslide"``, ``"tifffile"`` or ``"pillow"``.
     """
 
     def __init__(
@@ -271,9 +272,10 @@ def _as_pair(mpp: float | tuple[float, float] | None) -> tuple[float, float] | N
 
 
 def _open_reader(path: Path, series: int) -> _Reader:
-    """Open with OpenSlide, else with tifffile; say what both found if neither can."""
+    """Open with OpenSlide, else with the reader of its kind; say what both found if neither can."""
     import openslide
 
+    from pyhisto.pngjpeg import PngJpegReader, is_png_or_jpeg
     from pyhisto.tiff import TiffReader
 
     if series != 0:
@@ -285,12 +287,12 @@ def _open_reader(path: Path, series: int) -> _Reader:
     except openslide.OpenSlideError as error:
         reason = f"OpenSlide: {error}"
     try:
-        return TiffReader(path)
+        return PngJpegReader(path) if is_png_or_jpeg(path) else TiffReader(path)
     except UnsupportedSlideError as error:
         raise UnsupportedSlideError(
             f"slide {path.name} cannot be read ({reason}; {error.found})",
-            expected="a format of OpenSlide, or an 8-bit RGB TIFF or OME-TIFF",
-            remedy="convert it to a pyramidal TIFF",
+            expected=error.expected or "a format of OpenSlide, or an 8-bit RGB TIFF, OME-TIFF, PNG or JPEG",
+            remedy=error.remedy or "convert it to a pyramidal TIFF",
         ) from error
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from pyhisto.errors import MissingPixelSizeError, PyhistoError, SlideError, UnsupportedSlideError
 from pyhisto.slide import Slide
@@ -344,3 +348,88 @@ def test_a_region_across_the_border_is_exact_inside(gradient_slide: Path) -> Non
     assert (rgb[:3] == 255).all()
     assert (rgb[:, :2] == 255).all()
     assert_gradient(rgb[6:, 6:], -9.5 + 18, -12.25 + 18, (3.0, 3.0), tolerance=0.501 + 0.18 * 2)
+
+
+# ---------------------------------------------------------------------- PNG and JPEG
+def noise(*shape: int) -> Pixels:
+    return np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_png_pixels_as_stored_without_their_transparency(tmp_path: Path, channels: int) -> None:
+    pixels = noise(31, 45, channels)
+    Image.fromarray(pixels).save(tmp_path / "a.png", dpi=(72, 72))
+    with Slide(tmp_path / "a.png", mpp=0.5) as slide:
+        assert (slide.reader, slide.vendor, slide.dimensions) == ("pillow", "png", (45, 31))
+        np.testing.assert_array_equal(slide.read_region(0, 0, 45, 31), pixels[..., :3])
+        part = slide.read_region(-2, 3, 10, 5)
+        np.testing.assert_array_equal(part[:, 2:], pixels[3:8, :8, :3])
+        assert (part[:, :2] == 255).all()
+        half = slide.read_region(4, 4, 8, 8, mpp=1.0)
+    # a triangle filter twice as wide: weights 1 3 3 1 of eighths, in both directions
+    weights = np.array([1, 3, 3, 1]) / 8
+    window = pixels[9:13, 11:15, :3].astype(float)
+    np.testing.assert_allclose(half[3, 4], np.einsum("i,j,ijc->c", weights, weights, window), atol=0.51)
+
+
+def test_jpeg_pixels_are_those_of_its_decoder(tmp_path: Path) -> None:
+    Image.fromarray(noise(40, 30, 3)).save(tmp_path / "a.jpg", quality=90)
+    with Slide(tmp_path / "a.jpg", mpp=0.25) as slide:
+        assert (slide.reader, slide.vendor, slide.mpp) == ("pillow", "jpeg", (0.25, 0.25))
+        np.testing.assert_array_equal(slide.read_region(0, 0, 30, 40), np.asarray(Image.open(tmp_path / "a.jpg")))
+
+
+def test_a_png_does_not_say_how_large_its_pixels_are(tmp_path: Path) -> None:
+    Image.fromarray(noise(8, 8, 3)).save(tmp_path / "a.png", dpi=(50800, 50800))
+    with Slide(tmp_path / "a.png") as slide, pytest.raises(MissingPixelSizeError, match="give it with --mpp"):
+        _ = slide.mpp
+
+
+def test_a_png_is_decoded_when_it_is_read(tmp_path: Path) -> None:
+    whole = tmp_path / "a.png"
+    Image.fromarray(noise(200, 200, 3)).save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:50_000])
+    with Slide(tmp_path / "cut.png") as slide:
+        assert slide.dimensions == (200, 200)
+        with pytest.raises(SlideError, match=r"cut\.png: pixels cannot be decoded"):
+            slide.read_region(0, 0, 10, 10)
+
+
+def png_of_size(path: Path, width: int, height: int) -> None:
+    """Write the header of a PNG, which is all that is read of one that is too large."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + header
+    crc = struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + crc + struct.pack(">I", 0) + b"IDAT")
+
+
+def test_a_png_too_large_for_memory_is_refused(tmp_path: Path) -> None:
+    png_of_size(tmp_path / "a.png", 40_000, 40_000)
+    with pytest.raises(UnsupportedSlideError, match=r"40000 x 40000 px.*at most 100 million px; convert"):
+        Slide(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "kind"),
+    [("a.png", "L", "L"), ("a.png", "P", "P"), ("a.png", "1", "1"), ("a.jpg", "L", "L"), ("a.jpg", "CMYK", "CMYK")],
+)
+def test_only_rgb_is_read(tmp_path: Path, name: str, mode: str, kind: str) -> None:
+    Image.fromarray(noise(8, 8, 3)).convert(mode).save(tmp_path / name)
+    with pytest.raises(UnsupportedSlideError, match=f"pixels of the kind {kind}; expected 8-bit RGB|{kind}.*8-bit RGB"):
+        Slide(tmp_path / name)
+
+
+def test_rgb_of_16_bits_is_not_cut_to_8(tmp_path: Path) -> None:
+    png = imagecodecs.png_encode(noise(8, 8, 3).astype(np.uint16) * 257)
+    (tmp_path / "a.png").write_bytes(png)
+    with pytest.raises(UnsupportedSlideError, match="RGB with 16 bits"):
+        Slide(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("start", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
+@given(rest=st.binary(max_size=200))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_png_or_jpeg_is_an_error_of_ours(tmp_path: Path, start: bytes, rest: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(start + rest)
+    with contextlib.suppress(PyhistoError), Slide(tmp_path / "a.png") as slide:
+        slide.read_region(0, 0, 4, 4)
