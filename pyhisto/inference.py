@@ -1,10 +1,11 @@
-"""From slides to tumour annotations and to class probabilities, window by window."""
+"""From slides to tissue annotations and to class probabilities, window by window."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import geopandas as gpd
 import numpy as np
@@ -14,22 +15,23 @@ import scipy.ndimage as ndi
 from pyhisto.bundle import Bundle
 from pyhisto.errors import ConfigError
 from pyhisto.labels import mask_to_polygons, rasterise
-from pyhisto.objects import empty_objects, make_objects
+from pyhisto.objects import concat_objects, empty_objects, make_objects
 from pyhisto.slide import Slide
 from pyhisto.tiling import Tile, TileGrid
 
-__all__ = ["predict_probabilities", "predict_tumour", "read_ahead"]
+__all__ = ["PLAIN", "Lens", "predict_probabilities", "predict_tissue", "read_ahead"]
 
 WINDOW_TILES = 4
 """Network tiles along a side of the window that is read at once."""
 
 HEAT_FACTOR = 4
-"""Model pixels along a side of one pixel of the tumour map; the map is all that grows with the slide."""
+"""Model pixels along a side of one pixel of the class maps; the maps are all that grow with the slide."""
 
-TUMOUR_NUMBERS = ("threshold", "sigma_um", "min_area_um2", "min_hole_area_um2", "simplify_um")
-"""What the post-processing of a tumour model must say."""
+TISSUE_NUMBERS = ("threshold", "sigma_um", "min_area_um2", "min_hole_area_um2", "simplify_um")
+"""What the post-processing of a tissue model must say."""
 
 Progress = Callable[[int, int], None]
+Rgb: TypeAlias = npt.NDArray[np.uint8]
 
 
 def predict_probabilities(
@@ -105,26 +107,57 @@ def read_ahead(slide: Slide, grid: TileGrid, tiles: list[Tile]) -> Iterator[tupl
             yield tile, rgb
 
 
-def predict_tumour(slide: Slide, bundle: Bundle, region: Any, *, progress: Progress | None = None) -> gpd.GeoDataFrame:
-    """Segment the tumour inside a region of a slide.
+@dataclass(frozen=True)
+class Lens:
+    """How a slide is shown to a network that was trained on other slides; what is measured stays as it is.
+
+    Attributes
+    ----------
+    size
+        Nucleus size of this slide divided by that of the training slides, at the declared pixel sizes: the network
+        sees tiles of ``spec.mpp * size`` µm/px, in which nuclei are as large as it knows them.
+    colours
+        Gives RGB uint8 (H, W, 3) the stain colours of the training slides; None leaves them.
+    """
+
+    size: float = 1.0
+    colours: Callable[[Rgb], Rgb] | None = None
+
+    def see(self, rgb: Rgb) -> Rgb:
+        """Return a tile in the colours that the network sees."""
+        return rgb if self.colours is None else self.colours(rgb)
+
+
+PLAIN = Lens()
+"""Shows a slide as it is."""
+
+
+def predict_tissue(
+    slide: Slide, bundle: Bundle, region: Any, *, lens: Lens = PLAIN, progress: Progress | None = None
+) -> gpd.GeoDataFrame:
+    """Segment the tissue classes of a model inside a region of a slide.
+
+    A pixel is of a class where the class is more probable than the threshold and than any other class but background.
 
     Parameters
     ----------
     slide
         An open slide with a pixel size.
     bundle
-        A model of the kind ``tumour_segmentation``; channel 1 is tumour. Its post-processing names ``threshold``,
-        ``sigma_um``, ``min_area_um2``, ``min_hole_area_um2`` and ``simplify_um``.
+        A model of the kind ``tissue_segmentation``. Its post-processing names ``threshold``, ``sigma_um``,
+        ``min_area_um2``, ``min_hole_area_um2`` and ``simplify_um``.
     region
         shapely Polygon or MultiPolygon to look in, level-0 px; usually the tissue.
+    lens
+        How the network sees the slide.
     progress
         Called after each window with the number done and the number in all.
 
     Returns
     -------
     geopandas.GeoDataFrame
-        Path-object table of annotations, level-0 px, with the measurement ``Tumor probability`` (mean over the
-        annotation).
+        Path-object table of annotations, level-0 px, of each class that the bundle names, with the measurement
+        ``<class> probability`` (mean over the annotation).
 
     Raises
     ------
@@ -132,55 +165,62 @@ def predict_tumour(slide: Slide, bundle: Bundle, region: Any, *, progress: Progr
         If the bundle is of another kind or lacks a number for the post-processing.
     """
     spec = bundle.spec
-    if spec.kind != "tumour_segmentation":
-        raise ConfigError(f"model of the kind {spec.kind}", expected="tumour_segmentation")
-    missing = sorted(set(TUMOUR_NUMBERS) - set(spec.postprocessing))
+    if spec.kind != "tissue_segmentation":
+        raise ConfigError(f"model of the kind {spec.kind}", expected="tissue_segmentation")
+    missing = sorted(set(TISSUE_NUMBERS) - set(spec.postprocessing))
     if missing:
-        raise ConfigError(f"{bundle.path}: post-processing without {missing[0]}", expected=", ".join(TUMOUR_NUMBERS))
+        raise ConfigError(f"{bundle.path}: post-processing without {missing[0]}", expected=", ".join(TISSUE_NUMBERS))
     if region.is_empty:
         return empty_objects()
     core = WINDOW_TILES * (spec.tile_size - 2 * spec.overlap) // HEAT_FACTOR * HEAT_FACTOR
-    grid = TileGrid(region.bounds, slide.mpp, spec.mpp, core + 2 * spec.overlap, spec.overlap)
+    grid = TileGrid(region.bounds, slide.mpp, spec.mpp * lens.size, core + 2 * spec.overlap, spec.overlap)
     tiles = list(grid.tiles(region))
     rows, columns = grid.shape
     side = core // HEAT_FACTOR
-    heat = np.zeros((rows * side, columns * side), dtype=np.uint8)
+    heat = np.zeros((len(spec.classes) - 1, rows * side, columns * side), dtype=np.uint8)
     for done, (tile, rgb) in enumerate(read_ahead(slide, grid, tiles), start=1):
         wanted = rasterise([region], [1], (core, core), origin=tile.core[:2], scale=grid.downsample) > 0
-        probability = predict_probabilities(rgb, bundle, wanted=wanted, context=spec.overlap)[1]
-        probability[~wanted] = 0
-        coarse = probability.reshape(side, HEAT_FACTOR, side, HEAT_FACTOR).mean(axis=(1, 3))
+        probability = predict_probabilities(lens.see(rgb), bundle, wanted=wanted, context=spec.overlap)[1:]
+        probability[:, ~wanted] = 0
+        coarse = probability.reshape(-1, side, HEAT_FACTOR, side, HEAT_FACTOR).mean(axis=(2, 4))
         y, x = tile.row * side, tile.column * side
-        heat[y : y + side, x : x + side] = np.round(coarse * 255)
+        heat[:, y : y + side, x : x + side] = np.round(coarse * 255)
         if progress is not None:
             progress(done, len(tiles))
-    return _tumour_objects(heat, bundle, grid)
+    return _tissue_objects(heat, bundle, grid)
 
 
-def _tumour_objects(heat: npt.NDArray[np.uint8], bundle: Bundle, grid: TileGrid) -> gpd.GeoDataFrame:
-    """Turn the map of tumour probability (uint8, 255 is certain) into annotations."""
+def _tissue_objects(heat: npt.NDArray[np.uint8], bundle: Bundle, grid: TileGrid) -> gpd.GeoDataFrame:
+    """Turn the maps of class probabilities, uint8 (classes, H, W), 255 is certain, into annotations."""
     wanted = bundle.spec.postprocessing
     pixel_um = grid.mpp * HEAT_FACTOR
-    smooth = ndi.gaussian_filter(heat.astype(np.float32) / 255, wanted["sigma_um"] / pixel_um)
     scale = (grid.downsample[0] * HEAT_FACTOR, grid.downsample[1] * HEAT_FACTOR)
     origin = (grid.bounds[0], grid.bounds[1])
-    polygons = mask_to_polygons(
-        smooth > wanted["threshold"],
-        origin=origin,
-        scale=scale,
-        min_area=wanted["min_area_um2"] / pixel_um**2,
-        min_hole_area=wanted["min_hole_area_um2"] / pixel_um**2,
-        tolerance=wanted["simplify_um"] / pixel_um,
-    )
-    if not polygons:
-        return empty_objects()
-    certainty = [_mean_inside(smooth, polygon, origin, scale) for polygon in polygons]
-    return make_objects(
-        polygons,
-        object_type="annotation",
-        classification=bundle.spec.classes[1].classification,
-        measurements={"Tumor probability": certainty},
-    )
+    sigma = wanted["sigma_um"] / pixel_um
+    smooth = np.stack([ndi.gaussian_filter(channel.astype(np.float32) / 255, sigma) for channel in heat])
+    best = smooth.argmax(axis=0)
+    tables = []
+    for number, tissue in enumerate(bundle.spec.classes[1:]):
+        if tissue.classification is None:
+            continue
+        polygons = mask_to_polygons(
+            (smooth[number] > wanted["threshold"]) & (best == number),
+            origin=origin,
+            scale=scale,
+            min_area=wanted["min_area_um2"] / pixel_um**2,
+            min_hole_area=wanted["min_hole_area_um2"] / pixel_um**2,
+            tolerance=wanted["simplify_um"] / pixel_um,
+        )
+        if polygons:
+            certainty = [_mean_inside(smooth[number], polygon, origin, scale) for polygon in polygons]
+            table = make_objects(
+                polygons,
+                object_type="annotation",
+                classification=tissue.classification,
+                measurements={f"{tissue.classification} probability": certainty},
+            )
+            tables.append(table)
+    return concat_objects(tables)
 
 
 def _mean_inside(

@@ -19,14 +19,14 @@ from pyhisto.errors import ConfigError
 __all__ = [
     "H_DAB",
     "H_E",
-    "MACENKO_P99",
     "BackgroundEstimate",
     "StainEstimate",
+    "StainReference",
     "StainVectors",
+    "angle_between",
     "deconvolve",
     "estimate_background",
     "estimate_stains",
-    "normalise_macenko",
     "optical_density",
     "optical_density_sum",
 ]
@@ -120,8 +120,21 @@ H_DAB = StainVectors(("Hematoxylin", "DAB"), ((0.65, 0.70, 0.29), (0.27, 0.57, 0
 H_E = StainVectors(("Hematoxylin", "Eosin"), ((0.65, 0.70, 0.29), (0.2159, 0.8012, 0.5581)))
 """QuPath's default for hematoxylin and eosin, white 255."""
 
-MACENKO_P99 = (0.856, 0.448)
-"""99th percentiles of hematoxylin and eosin, in OD, of the reference slide of Macenko's published code."""
+
+@dataclass(frozen=True)
+class StainReference:
+    """Two stains and how strong they are, so that other slides can be given the same colours.
+
+    Attributes
+    ----------
+    stains
+        Vectors and white.
+    p99
+        99th percentile of the OD of each stain over stained pixels.
+    """
+
+    stains: StainVectors
+    p99: tuple[float, float]
 
 
 @functools.lru_cache(maxsize=64)
@@ -336,7 +349,7 @@ def estimate_stains(
     angles: list[float] = []
     reasons: list[str] = []
     for name, default, found in zip(reference.names, reference.vectors, directions, strict=True):
-        angle = math.nan if found is None else _angle_deg(found, np.asarray(default))
+        angle = math.nan if found is None else angle_between(found, np.asarray(default))
         angles.append(angle)
         if found is not None and angle <= max_angle_deg and found.min() >= 0:
             chosen.append(_unit(found))
@@ -344,7 +357,7 @@ def estimate_stains(
         chosen.append(default)
         why = "too few pixels of that colour" if found is None else f"estimate {angle:.0f}° away from it"
         reasons.append(f"{name} is the default vector ({why})")
-    between = _angle_deg(np.asarray(chosen[0]), np.asarray(chosen[1]))
+    between = angle_between(np.asarray(chosen[0]), np.asarray(chosen[1]))
     if between < _MIN_ANGLE_BETWEEN_DEG:
         reasons = [f"estimated stains only {between:.1f}° apart; both stain vectors are the defaults"]
         chosen = list(reference.vectors)
@@ -364,8 +377,8 @@ def _stain_directions(
     ends = [plane @ np.array([math.cos(a), math.sin(a)]) for a in np.percentile(angle, [percentile, 100 - percentile])]
     extremes = [np.clip(end, 0, None) / np.linalg.norm(end) for end in ends]
     refs = [np.asarray(v) for v in reference.vectors]
-    straight = _angle_deg(extremes[0], refs[0]) + _angle_deg(extremes[1], refs[1])
-    crossed = _angle_deg(extremes[1], refs[0]) + _angle_deg(extremes[0], refs[1])
+    straight = angle_between(extremes[0], refs[0]) + angle_between(extremes[1], refs[1])
+    crossed = angle_between(extremes[1], refs[0]) + angle_between(extremes[0], refs[1])
     ordered = extremes if straight <= crossed else extremes[::-1]
     unit_od = od / np.linalg.norm(od, axis=1, keepdims=True)
     cosine = np.stack([unit_od @ ref for ref in refs])
@@ -373,7 +386,7 @@ def _stain_directions(
     for i, extreme in enumerate(ordered):
         other = ordered[1 - i]
         # the extreme is credible if it leans towards its own reference more than the other extreme does
-        if _angle_deg(extreme, refs[i]) <= _angle_deg(extreme, refs[1 - i]) and _angle_deg(extreme, other) > 1:
+        if angle_between(extreme, refs[i]) <= angle_between(extreme, refs[1 - i]) and angle_between(extreme, other) > 1:
             found.append(extreme)
             continue
         own = (cosine[i] > cosine[1 - i]) & (cosine[i] > math.cos(math.radians(12)))
@@ -385,55 +398,8 @@ def _stain_directions(
     return found
 
 
-def _angle_deg(a: FloatArray, b: FloatArray) -> float:
+def angle_between(a: FloatArray | Vector, b: FloatArray | Vector) -> float:
+    """Return the angle between two vectors, degrees."""
+    a, b = np.asarray(a), np.asarray(b)
     cosine = float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
     return math.degrees(math.acos(max(-1.0, min(1.0, cosine))))
-
-
-def normalise_macenko(
-    rgb: Rgb,
-    *,
-    source: StainVectors | None = None,
-    target: StainVectors = H_E,
-    target_p99: tuple[float, float] = MACENKO_P99,
-    source_p99: tuple[float, float] | None = None,
-) -> Rgb:
-    """Give an image the stain colours and strengths of a reference (Macenko et al. 2009).
-
-    Parameters
-    ----------
-    rgb
-        uint8 (H, W, 3).
-    source
-        Stains of this image; estimated from it (with `target` as reference) by default. For tiles of one slide,
-        estimate once from the slide and pass them.
-    target
-        Stains to render with; two. White becomes the target's white.
-    target_p99
-        99th percentile of each stain's OD in the reference.
-    source_p99
-        The same of this image; measured on it by default. Pass the slide's for tiles.
-
-    Returns
-    -------
-    numpy.ndarray
-        uint8 (H, W, 3).
-
-    Raises
-    ------
-    ConfigError
-        If the image is not RGB uint8, or source or target have not two stains.
-    """
-    if source is None:
-        source = estimate_stains(rgb, reference=target, background=estimate_background(rgb).background).stains
-    if len(source.names) != 2 or len(target.names) != 2:
-        raise ConfigError("normalisation with other than two stains", expected="two stains in source and target")
-    amounts = np.clip(deconvolve(rgb, source)[..., :2].astype(np.float64), 0, None)
-    if source_p99 is None:
-        stained = amounts.sum(axis=-1) > 0.15
-        values = amounts[stained] if stained.any() else amounts.reshape(-1, 2)
-        high = np.percentile(values, 99, axis=0)
-        source_p99 = (float(high[0]), float(high[1]))
-    gain = [t / s if s > 1e-3 else 1.0 for t, s in zip(target_p99, source_p99, strict=True)]
-    od = (amounts * gain) @ target.matrix[:2]
-    return np.rint(np.clip(np.asarray(target.background) * 10.0**-od, 0, 255)).astype(np.uint8)

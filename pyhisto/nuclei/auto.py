@@ -29,7 +29,7 @@ from pyhisto.stain import (
     optical_density_sum,
 )
 
-__all__ = ["AutoSettings", "auto_settings", "auto_settings_from_tiles", "derive_dab_threshold"]
+__all__ = ["AutoSettings", "auto_settings", "auto_settings_from_tiles", "derive_dab_threshold", "sample_tiles"]
 
 Rgb: TypeAlias = npt.NDArray[np.uint8]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
@@ -68,6 +68,7 @@ def auto_settings(
     *,
     base: CellDetectionSettings | None = None,
     reference: StainVectors = H_DAB,
+    stains: StainVectors | None = None,
     region: Any | None = None,
 ) -> AutoSettings:
     """Derive stains, detection threshold and DAB threshold from a slide.
@@ -83,6 +84,8 @@ def auto_settings(
         Settings that are not derived; QuPath's defaults if None.
     reference
         The stains that are expected.
+    stains
+        Those to use; estimated if None.
     region
         Polygon or MultiPolygon, level-0 px, to sample from; the whole slide by default.
 
@@ -101,14 +104,44 @@ def auto_settings(
     base = base or CellDetectionSettings()
     pixel = max(base.requested_pixel_size_um, sum(slide.mpp) / 2)
     thumbnail = slide.thumbnail()
-    tiles = [
-        slide.read_region(x, y, TILE_SIZE_PX, TILE_SIZE_PX, mpp=pixel)
-        for x, y in _sample_positions(slide, thumbnail, pixel, region)
+    tiles = sample_tiles(slide, pixel, region=region)
+    return auto_settings_from_tiles(
+        tiles, pixel_size_um=pixel, thumbnail=thumbnail, base=base, reference=reference, stains=stains
+    )
+
+
+def sample_tiles(slide: Slide, pixel_um: float, *, region: Any | None = None, most: int = N_TILES) -> list[Rgb]:
+    """Return tiles spread evenly over the tissue.
+
+    Parameters
+    ----------
+    slide
+        An open slide with a pixel size.
+    pixel_um
+        Pixel size of the tiles, µm.
+    region
+        Polygon or MultiPolygon, level-0 px, to sample from; the whole slide by default.
+    most
+        Greatest number of tiles.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        RGB uint8, 512 px a side, or as large as the slide is where that is less.
+    """
+    width, height = (
+        min(TILE_SIZE_PX, max(1, round(side * mpp / pixel_um)))
+        for side, mpp in zip(slide.dimensions, slide.mpp, strict=True)
+    )
+    return [
+        slide.read_region(x, y, width, height, mpp=pixel_um)
+        for x, y in _sample_positions(slide, slide.thumbnail(), pixel_um, region, most)
     ]
-    return auto_settings_from_tiles(tiles, pixel_size_um=pixel, thumbnail=thumbnail, base=base, reference=reference)
 
 
-def _sample_positions(slide: Slide, thumbnail: Rgb, pixel_um: float, region: Any | None) -> list[tuple[float, float]]:
+def _sample_positions(
+    slide: Slide, thumbnail: Rgb, pixel_um: float, region: Any | None, most: int
+) -> list[tuple[float, float]]:
     """Return the top left corners (level-0 px) of tiles spread evenly, where the tissue fills them best."""
     white = estimate_background(thumbnail).background
     tissue = optical_density_sum(thumbnail, white) > _TISSUE_OD
@@ -130,7 +163,7 @@ def _sample_positions(slide: Slide, thumbnail: Rgb, pixel_um: float, region: Any
     covered = cover > _LEAST_COVER
     least = float(np.median(cover[covered])) if covered.any() else 0.0
     candidates = np.flatnonzero(cover >= least)
-    chosen = candidates[np.linspace(0, len(candidates) - 1, min(N_TILES, len(candidates))).round().astype(int)]
+    chosen = candidates[np.linspace(0, len(candidates) - 1, min(most, len(candidates))).round().astype(int)]
     return [(float(x), float(y)) for x, y in corners[chosen]]
 
 
@@ -146,6 +179,7 @@ def auto_settings_from_tiles(
     thumbnail: Rgb | None = None,
     base: CellDetectionSettings | None = None,
     reference: StainVectors = H_DAB,
+    stains: StainVectors | None = None,
 ) -> AutoSettings:
     """Derive settings from sample tiles of tissue.
 
@@ -161,6 +195,8 @@ def auto_settings_from_tiles(
         Settings that are not derived.
     reference
         The stains that are expected.
+    stains
+        Those to use; estimated if None.
 
     Returns
     -------
@@ -185,13 +221,9 @@ def auto_settings_from_tiles(
     base = base or CellDetectionSettings()
     notes: list[str] = []
     sample = np.concatenate([tile.reshape(-1, 1, 3) for tile in tiles])
-    glass = estimate_background(sample if thumbnail is None else thumbnail)
-    if glass.reason:
-        notes.append(glass.reason)
-    estimate = estimate_stains(sample, reference=reference, background=glass.background)
-    if estimate.reason:
-        notes.append(estimate.reason)
-    stains = estimate.stains
+    measured: dict[str, float] = {}
+    if stains is None:
+        stains, measured = _estimated_stains(sample, sample if thumbnail is None else thumbnail, reference, notes)
     has_dab = stains.index("DAB") is not None
     settings = replace(
         base,
@@ -199,7 +231,8 @@ def auto_settings_from_tiles(
         background_radius_um=0.0,
         requested_pixel_size_um=pixel_size_um,
     )
-    settings, measured = _with_threshold(tiles, settings, stains, pixel_size_um, notes)
+    settings, found = _with_threshold(tiles, settings, stains, pixel_size_um, notes)
+    measured |= found
     if has_dab:
         means = np.concatenate([_dab_means(tile, settings, stains, pixel_size_um) for tile in tiles])
         cut, reason = derive_dab_threshold(means, default=base.dab_threshold)
@@ -207,9 +240,22 @@ def auto_settings_from_tiles(
             notes.append(reason)
         settings = replace(settings, dab_threshold=cut)
         measured |= {"nuclei sampled": float(len(means)), "dab threshold": cut}
+    return AutoSettings(settings, stains, tuple(notes), measured)
+
+
+def _estimated_stains(
+    sample: Rgb, thumbnail: Rgb, reference: StainVectors, notes: list[str]
+) -> tuple[StainVectors, dict[str, float]]:
+    """Return stains and white of a slide with the numbers behind them; add to the notes what could not be derived."""
+    glass = estimate_background(thumbnail)
+    if glass.reason:
+        notes.append(glass.reason)
+    estimate = estimate_stains(sample, reference=reference, background=glass.background)
+    if estimate.reason:
+        notes.append(estimate.reason)
     white = dict(zip(("white red", "white green", "white blue"), glass.background, strict=True))
-    angles = {f"{name} angle to default (deg)": a for name, a in zip(stains.names, estimate.angles_deg, strict=True)}
-    return AutoSettings(settings, stains, tuple(notes), white | angles | measured)
+    names = zip(estimate.stains.names, estimate.angles_deg, strict=True)
+    return estimate.stains, white | {f"{name} angle to default (deg)": angle for name, angle in names}
 
 
 def _with_threshold(

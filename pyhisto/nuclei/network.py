@@ -1,4 +1,4 @@
-"""Nuclei from a network that was trained on points: where they are, how far they reach, and of which class."""
+"""Nuclei from a network: where they are, how far they reach, and of which class."""
 
 from __future__ import annotations
 
@@ -15,17 +15,14 @@ from skimage.segmentation import watershed
 from pyhisto.bundle import Bundle
 from pyhisto.contours import smooth_contours, trace_labels
 from pyhisto.errors import ConfigError
-from pyhisto.inference import predict_probabilities
+from pyhisto.inference import PLAIN, Lens, predict_probabilities
 from pyhisto.nuclei.segment import Nuclei, stain_channels
 from pyhisto.nuclei.tiles import TileSettings, collect_cells
 from pyhisto.objects import empty_objects, make_objects
 from pyhisto.slide import Slide
 from pyhisto.stain import StainVectors, optical_density_sum
 
-__all__ = ["label_nuclei", "predict_cells"]
-
-POSITIVE, POSITIVE_MEMBRANE, NEGATIVE, NEGATIVE_MEMBRANE = 1, 2, 3, 4
-"""Output channels of a cell model; channel 0 is background."""
+__all__ = ["find_nuclei", "label_nuclei", "nucleus_probability", "predict_cells"]
 
 TILE_SIZE_PX = 1024
 
@@ -36,10 +33,11 @@ def predict_cells(
     *,
     stains: StainVectors,
     region: Any | None = None,
+    lens: Lens = PLAIN,
     cell_expansion_um: float = 5.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> gpd.GeoDataFrame:
-    """Find the tumour cells of a slide with a network, grow them into cells and measure them.
+    """Find the cells of a slide with a network, grow them and measure them.
 
     Parameters
     ----------
@@ -51,6 +49,9 @@ def predict_cells(
         Stain vectors and white, for the outlines and the measurements.
     region
         Polygon or MultiPolygon, level-0 px; a cell counts if the centroid of its nucleus lies inside.
+    lens
+        How the network sees the slide. Measurements are those of the slide as it is, at its declared pixel size; the
+        lengths of the post-processing are those of the training slides.
     cell_expansion_um
         How far a nucleus grows to make its cell.
     progress
@@ -59,7 +60,8 @@ def predict_cells(
     Returns
     -------
     geopandas.GeoDataFrame
-        Cells with their nucleus, level-0 px, with the classes of the bundle and measurements under QuPath's names.
+        Cells with their nucleus, level-0 px, with the classes of the bundle, the probability of that class
+        (``class_probability``), and measurements under QuPath's names.
 
     Raises
     ------
@@ -71,29 +73,44 @@ def predict_cells(
         raise ConfigError(f"model of the kind {spec.kind}", expected="cell_detection")
 
     def find(rgb: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_] | None) -> Nuclei:
-        probability = predict_probabilities(rgb, bundle, wanted=mask)
-        darkness = optical_density_sum(rgb, stains.background)
-        labels, positive = label_nuclei(probability, darkness, spec.mpp, spec.postprocessing, mask)
-        return Nuclei(labels, smooth_contours(trace_labels(labels)), stain_channels(rgb, stains), positive)
+        return find_nuclei(rgb, bundle, stains=stains, lens=lens, mask=mask)
 
+    pixel = spec.mpp * lens.size
     settings = TileSettings(
-        pixel_size_um=spec.mpp,
+        pixel_size_um=pixel,
         exact=True,
-        reach_um=spec.overlap * spec.mpp,
+        reach_um=spec.overlap * pixel,
         expansion_um=cell_expansion_um,
         tile_size=TILE_SIZE_PX,
     )
     cells = collect_cells(slide, find, settings, region=region, progress=progress)
-    if cells is None or cells.positive is None:
+    if cells is None or cells.votes is None:
         return empty_objects()
-    names = spec.classes[POSITIVE].classification, spec.classes[NEGATIVE].classification
+    names = spec.cell_classes
     return make_objects(
         cells.geometry,
-        object_type="cell",
-        nucleus=cells.nucleus,
-        classification=[names[0] if positive else names[1] for positive in cells.positive],
+        object_type="cell" if cell_expansion_um > 0 else "detection",
+        nucleus=cells.nucleus if cell_expansion_um > 0 else None,
+        classification=[names[k] for k in cells.votes.argmax(axis=1)],
         measurements={str(name): cells.table[name].to_numpy() for name in cells.table},
+        class_probability=cells.votes.max(axis=1),
     )
+
+
+def find_nuclei(
+    rgb: npt.NDArray[np.uint8],
+    bundle: Bundle,
+    *,
+    stains: StainVectors,
+    lens: Lens = PLAIN,
+    mask: npt.NDArray[np.bool_] | None = None,
+) -> Nuclei:
+    """Find the nuclei of one image, RGB uint8 (H, W, 3) at ``bundle.spec.mpp * lens.size`` µm/px."""
+    spec = bundle.spec
+    probability = predict_probabilities(lens.see(rgb), bundle, wanted=mask)
+    darkness = optical_density_sum(rgb, stains.background)
+    labels, votes = label_nuclei(probability, darkness, spec.mpp, spec.postprocessing, mask)
+    return Nuclei(labels, smooth_contours(trace_labels(labels)), stain_channels(rgb, stains), votes)
 
 
 def label_nuclei(
@@ -102,17 +119,18 @@ def label_nuclei(
     pixel_size_um: float,
     postprocessing: Any,
     mask: npt.NDArray[np.bool_] | None = None,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
     """Turn class probabilities into labelled nuclei.
 
     The nuclei classes give the positions: peaks of their blurred sum. The territory of a nucleus is its watershed basin
     (Meyer 1991) within ``reach_um``, and its outline runs where the stain falls half-way from its core to the ground
-    around it, because points teach a network where nuclei are, but not how large.
+    around it, because points teach a network where nuclei are, but not how large. Its class is the one with the
+    greatest sum of probabilities, nucleus and membrane, over its pixels.
 
     Parameters
     ----------
     probability
-        float32, shape (5, H, W): background, positive nucleus and membrane, negative nucleus and membrane.
+        float32, shape (1 + 2k, H, W): background, then nucleus and membrane of each of the k cell classes.
     darkness
         Sum of the optical densities, float32 (H, W).
     pixel_size_um
@@ -128,12 +146,10 @@ def label_nuclei(
     -------
     labels : numpy.ndarray
         int32 (H, W); 0 is background, nuclei are 1 to n, each connected and without holes.
-    positive : numpy.ndarray
-        bool (n,).
+    votes : numpy.ndarray
+        float64 (n, k), the share of each class in a nucleus; rows sum to 1.
     """
-    nucleus = ndi.gaussian_filter(
-        probability[POSITIVE] + probability[NEGATIVE], postprocessing["sigma_um"] / pixel_size_um
-    )
+    nucleus = nucleus_probability(probability, pixel_size_um, postprocessing)
     distance = max(1, round(postprocessing["min_distance_um"] / pixel_size_um))
     peaks = peak_local_max(
         nucleus, min_distance=distance, threshold_abs=postprocessing["threshold"], exclude_border=False
@@ -142,19 +158,31 @@ def label_nuclei(
         peaks = peaks[mask[peaks[:, 0], peaks[:, 1]]]
     n = len(peaks)
     if n == 0:
-        return np.zeros(nucleus.shape, dtype=np.int32), np.zeros(0, dtype=bool)
+        return np.zeros(nucleus.shape, dtype=np.int32), np.zeros((0, len(probability) // 2))
     seeds = np.zeros(nucleus.shape, dtype=np.int32)
     seeds[peaks[:, 0], peaks[:, 1]] = np.arange(1, n + 1)
     to_seed = ndi.distance_transform_edt(seeds == 0) * pixel_size_um
     territory = watershed(-nucleus, seeds, mask=to_seed <= postprocessing["reach_um"])
     core = np.where(to_seed <= postprocessing["core_um"], territory, 0)
     labels = _grow_to_edge(territory, core, darkness, n)
-    inside, owner = np.nonzero(core), core[core > 0] - 1
-    votes = (
-        probability[POSITIVE] + probability[POSITIVE_MEMBRANE] - probability[NEGATIVE] - probability[NEGATIVE_MEMBRANE]
-    )
-    positive = np.bincount(owner, votes[inside], n) > 0
-    return labels, positive
+    return labels, _votes(probability, labels, n)
+
+
+def nucleus_probability(
+    probability: npt.NDArray[np.float32], pixel_size_um: float, postprocessing: Any
+) -> npt.NDArray[np.float32]:
+    """Return the blurred sum of the nucleus classes, float32 (H, W), whose peaks are compared with the threshold."""
+    return np.asarray(ndi.gaussian_filter(probability[1::2].sum(axis=0), postprocessing["sigma_um"] / pixel_size_um))
+
+
+def _votes(probability: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.float64]:
+    """Return the share of each class in each nucleus, float64 (n, classes), by its summed probabilities."""
+    inside = labels > 0
+    owner = labels[inside] - 1
+    of_class = probability[1::2] + probability[2::2]
+    sums = np.stack([np.bincount(owner, channel[inside], n) for channel in of_class], axis=1)
+    total = sums.sum(axis=1, keepdims=True)
+    return np.asarray(np.divide(sums, total, out=np.full_like(sums, 1 / sums.shape[1]), where=total > 0))
 
 
 def _grow_to_edge(

@@ -47,14 +47,15 @@ class Nuclei:
         n outlines in pixels of the image, smoothed if the settings say so.
     channels
         Stain images by the name of their measurements, such as ``"DAB OD"``: float32 (H, W).
-    positive
-        bool (n,), where the detector itself says which nuclei are positive; else None.
+    votes
+        float64 (n, classes), the share that each class has of a nucleus, where the detector itself classifies; else
+        None.
     """
 
     labels: npt.NDArray[np.int32]
     contours: Contours
     channels: dict[str, FloatImage]
-    positive: Mask | None = None
+    votes: npt.NDArray[np.float64] | None = None
 
 
 def stain_channels(rgb: npt.NDArray[np.uint8], stains: StainVectors) -> dict[str, FloatImage]:

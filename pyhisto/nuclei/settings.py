@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from pyhisto.errors import ConfigError
 
-__all__ = ["DETECTION_IMAGES", "CellDetectionSettings"]
+__all__ = ["DETECTION_IMAGES", "NOMINAL_DIAMETER_UM", "CellDetectionSettings", "for_nucleus_size"]
 
 DETECTION_IMAGES = ("Hematoxylin OD", "Optical density sum")
 """What nuclei may be sought in."""
@@ -93,3 +93,41 @@ class CellDetectionSettings:
             raise ConfigError(
                 f"max_area_um2 = {self.max_area_um2}", expected=f"more than min_area_um2 = {self.min_area_um2}"
             )
+
+
+NOMINAL_DIAMETER_UM = 8.0
+"""Diameter of the nuclei that QuPath's default blur and area limits fit."""
+
+
+def for_nucleus_size(settings: CellDetectionSettings, diameter_um: float) -> CellDetectionSettings:
+    """Return settings for nuclei of another size: blur, area limits and pixel size in proportion.
+
+    Values that are not QuPath's defaults were chosen by somebody, and stay.
+
+    Parameters
+    ----------
+    settings
+        The settings as they are.
+    diameter_um
+        Median diameter of the nuclei, µm.
+
+    Examples
+    --------
+    >>> for_nucleus_size(CellDetectionSettings(sigma_um=2.0), 16.0).max_area_um2
+    1600.0
+    """
+    factor = diameter_um / NOMINAL_DIAMETER_UM
+    default = CellDetectionSettings()
+    power = {
+        "requested_pixel_size_um": 1,
+        "sigma_um": 1,
+        "background_radius_um": 1,
+        "min_area_um2": 2,
+        "max_area_um2": 2,
+    }
+    scaled = {
+        name: getattr(settings, name) * factor**exponent
+        for name, exponent in power.items()
+        if getattr(settings, name) == getattr(default, name)
+    }
+    return replace(settings, **scaled)

@@ -69,8 +69,8 @@ class Cells:
         Measurements, one row a cell.
     window, at_seam, rank
         Tile that found the cell, whether that was near another tile's part, and how deep inside its own part, px.
-    positive
-        bool (n,), if the detector itself classifies.
+    votes
+        float64 (n, classes), if the detector itself classifies.
     """
 
     geometry: Polygons
@@ -79,7 +79,7 @@ class Cells:
     window: npt.NDArray[np.intp]
     at_seam: npt.NDArray[np.bool_]
     rank: npt.NDArray[np.float64]
-    positive: npt.NDArray[np.bool_] | None = None
+    votes: npt.NDArray[np.float64] | None = None
 
     def take(self, index: npt.NDArray[Any]) -> Cells:
         """Return the cells at `index` (numbers or a mask)."""
@@ -90,7 +90,7 @@ class Cells:
             self.window[index],
             self.at_seam[index],
             self.rank[index],
-            None if self.positive is None else self.positive[index],
+            None if self.votes is None else self.votes[index],
         )
 
 
@@ -179,7 +179,7 @@ def collect_cells(
             progress(done, len(windows))
     if not found:
         return None
-    classified = [c.positive for c in found if c.positive is not None]
+    classified = [c.votes for c in found if c.votes is not None]
     merged = Cells(
         np.concatenate([c.geometry for c in found]),
         np.concatenate([c.nucleus for c in found]),
@@ -300,7 +300,7 @@ def _cells_of_tile(
     outline = nucleus if cell_contours is None else placed(cell_contours)
     keep &= ~shapely.is_missing(nucleus) & ~shapely.is_missing(outline)
     number = np.full(n, window.number, dtype=np.intp)
-    return Cells(outline, nucleus, table, number, at_seam, rank, nuclei.positive).take(keep)
+    return Cells(outline, nucleus, table, number, at_seam, rank, nuclei.votes).take(keep)
 
 
 def _ownership(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from qupath_ext.cli.common import backend_option, open_for_command, wanted_entries
+from qupath_ext.cli.common import backend_option, open_for_command, view_options, wanted_entries
 from qupath_ext.errors import ProjectExistsError
 from qupath_ext.project import create_project
 
@@ -92,6 +92,7 @@ def detection_options(command: F) -> F:
     help="Derive the classical thresholds from each slide [default: unless --threshold or --dab-threshold is given].",
 )
 @detection_options
+@view_options
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True, help="Where networks run."
 )
@@ -107,7 +108,7 @@ def ki67(target: Path, as_json: bool, **options: Any) -> None:
     from qupath_ext.cli.progress import StageProgress
 
     _check_options(target, options)
-    tumour = _bundle(options["tumour"], "tumour_segmentation", options["device"])
+    tumour = _bundle(options["tumour"], "tissue_segmentation", options["device"])
     cells = _bundle(options["cells"], "cell_detection", options["device"])
     with StageProgress(enabled=sys.stderr.isatty() or not as_json) as progress:
         job = _Job(_settings(options), tumour, cells, options["dry_run"], progress)
@@ -142,6 +143,7 @@ def _check_options(target: Path, options: dict[str, Any]) -> None:
 
 def _settings(options: dict[str, Any]) -> Ki67Settings:
     from pyhisto.nuclei import CellDetectionSettings
+    from pyhisto.nuclei.adapt import View
     from qupath_ext.workflows.ki67 import Ki67Settings
 
     given = {name: options[name] for name in DETECTION_OPTIONS if options[name] is not None}
@@ -153,6 +155,7 @@ def _settings(options: dict[str, Any]) -> Ki67Settings:
         stains=options["stains"],
         automatic=automatic,
         detection=CellDetectionSettings(**given),
+        view=View(options["nucleus_size_um"], options["stain_normalisation"], options["classify"]),
         mpp=options["mpp"],
     )
 

@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -19,26 +19,22 @@ import shapely
 from pyhisto.bundle import Bundle
 from pyhisto.classes import CLASS_COLORS
 from pyhisto.errors import PyhistoError
-from pyhisto.inference import predict_tumour
+from pyhisto.inference import Lens, predict_tissue
 from pyhisto.metrics import Index, ki67_index
-from pyhisto.nuclei import AutoSettings, CellDetectionSettings, auto_settings, detect_cells
-from pyhisto.nuclei.network import predict_cells
+from pyhisto.nuclei import CellDetectionSettings, detect_cells
+from pyhisto.nuclei.adapt import Adaptation, View, adapt
+from pyhisto.nuclei.survey import Survey, survey_slide
 from pyhisto.objects import concat_objects, empty_objects, load_objects
 from pyhisto.slide import Slide
 from pyhisto.stain import H_DAB, StainVectors
 from pyhisto.tissue import detect_tissue
-from qupath_ext.errors import ProjectError
-from qupath_ext.frames import (
-    image_area,
-    is_default_stains,
-    open_slide,
-    to_entry_frame,
-    to_slide_frame,
-    to_stain_vectors,
-)
+from qupath_ext.frames import image_area, open_slide, to_entry_frame, to_slide_frame
 from qupath_ext.project import ImageEntry, Project, pack_rgb
 from qupath_ext.runs.ownership import read_ownership, write_run
-from qupath_ext.runs.record import Run, start_run
+from qupath_ext.runs.record import Run
+from qupath_ext.workflows.classical import estimated_settings, sized_settings
+from qupath_ext.workflows.images import Progress, run_images
+from qupath_ext.workflows.networks import NucleiLike, network_cells
 from qupath_ext.workflows.regions import (
     RegionSource,
     cells_inside,
@@ -48,6 +44,7 @@ from qupath_ext.workflows.regions import (
     without_doubles,
     without_ignored,
 )
+from qupath_ext.workflows.surveys import StainSource, Surveys, entry_stains
 
 __all__ = ["CLASSES", "ImageResult", "Ki67Settings", "analyse_slide", "annotate_project"]
 
@@ -61,9 +58,6 @@ CLASSES = {
 
 FIELD_UM = 250.0
 """Side of the fields that the interval of the index is resampled over."""
-
-StainSource = Literal["auto", "project", "default"]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -84,6 +78,8 @@ class Ki67Settings:
         Derive the thresholds of the classical detector from each slide; else `detection` is taken as it is.
     detection
         Settings of the classical detector; of the networks only ``cell_expansion_um`` is used.
+    view
+        How networks see the slides, and who decides what is positive.
     mpp
         Pixel size in µm that overrides the project's and the file's.
     """
@@ -93,6 +89,7 @@ class Ki67Settings:
     stains: StainSource = "auto"
     automatic: bool = True
     detection: CellDetectionSettings = field(default_factory=CellDetectionSettings)
+    view: View = field(default_factory=View)
     mpp: float | None = None
 
 
@@ -176,7 +173,8 @@ def annotate_project(
     settings
         See :class:`Ki67Settings`.
     tumour
-        Model of the kind ``tumour_segmentation``; without one `settings.region` says where to look.
+        Model of the kind ``tissue_segmentation``, of which `settings.tumour_class` is taken; without one
+        `settings.region` says where to look.
     cells
         Model of the kind ``cell_detection``; without one the classical detector is used.
     dry_run
@@ -191,27 +189,16 @@ def annotate_project(
         again; its result is the recorded one.
     """
     bundles = [bundle for bundle in (tumour, cells) if bundle is not None]
-    models = {bundle.spec.kind: {"name": bundle.path.name, "sha256": bundle.sha256} for bundle in bundles}
-    device = bundles[0].device if bundles else "cpu"
-    run = None if dry_run else start_run(project, ANALYSIS, asdict(settings), models, device=device)
-    try:
-        for entry in entries:
-            try:
-                if run is not None and run.is_done(entry.id):
-                    result = _recorded(run, entry)
-                else:
-                    result = _annotate(project, entry, settings, tumour, cells, run, progress)
-            except PyhistoError as error:
-                if run is not None:
-                    run.fail_image(entry, ANALYSIS, str(error))
-                yield entry, error
-            else:
-                yield result
-        if run is not None:
-            run.finish()
-    finally:
-        if run is not None:
-            run.release()
+    surveys = Surveys(
+        entries, settings.stains, settings.mpp, reference=H_DAB, nuclei=_needs_size(settings, bundles, cells)
+    )
+
+    def analyse(entry: ImageEntry, run: Run | None) -> ImageResult:
+        return _annotate(project, entry, settings, tumour, cells, surveys, run, progress)
+
+    yield from run_images(
+        project, entries, ANALYSIS, asdict(settings), bundles, analyse=analyse, recorded=_recorded, dry_run=dry_run
+    )
 
 
 def _annotate(
@@ -220,6 +207,7 @@ def _annotate(
     settings: Ki67Settings,
     tumour: Bundle | None,
     cells: Bundle | None,
+    surveys: Surveys,
     run: Run | None,
     progress: Progress | None,
 ) -> ImageResult:
@@ -230,7 +218,8 @@ def _annotate(
     drawn = to_slide_frame(present.drop(index=replaceable), entry)
     kept = drawn.loc[list(ownership.theirs)]
     with open_slide(entry, settings.mpp) as slide:
-        stains = _project_stains(entry, settings.stains)
+        stains = entry_stains(entry, settings.stains)
+        survey = surveys.of(entry, slide, stains) if _looks_first(settings, tumour, cells) else None
         result = analyse_slide(
             slide,
             settings,
@@ -240,6 +229,8 @@ def _annotate(
             kept=kept,
             tumour=tumour,
             cells=cells,
+            survey=survey,
+            nuclei_like=lambda bundle, lens: surveys.nuclei_like(entry, bundle, lens),
             progress=progress,
         )
     objects = to_entry_frame(result.objects, entry)
@@ -260,7 +251,7 @@ def _to_replace(same: gpd.GeoDataFrame, settings: Ki67Settings, tumour: Bundle |
     return [str(id_) for id_ in same.index[~is_tumour]]
 
 
-def _recorded(run: Run, entry: ImageEntry) -> ImageResult:
+def _recorded(entry: ImageEntry, run: Run) -> ImageResult:
     """Return the result of an image that this run finished before it was interrupted."""
     record = run.images[entry.id]["result"]
     low, high = (np.nan if value is None else value for value in record["interval_95_percent"])
@@ -279,20 +270,6 @@ def _recorded(run: Run, entry: ImageEntry) -> ImageResult:
     )
 
 
-def _project_stains(entry: ImageEntry, source: StainSource) -> StainVectors | None:
-    """Return the stains that the project or the option gives; None if they are to be estimated."""
-    if source == "default":
-        return H_DAB
-    if source == "project" and entry.stains is None:
-        raise ProjectError(
-            f"image {entry.name!r} has no stains",
-            remedy="set its type to Brightfield (H-DAB) in QuPath, or --stains auto",
-        )
-    if entry.stains is not None and (source == "project" or not is_default_stains(entry.stains)):
-        return to_stain_vectors(entry.stains)
-    return None
-
-
 def analyse_slide(  # noqa: PLR0913 - all of it is what is known about one image
     slide: Slide,
     settings: Ki67Settings,
@@ -303,6 +280,8 @@ def analyse_slide(  # noqa: PLR0913 - all of it is what is known about one image
     kept: gpd.GeoDataFrame | None = None,
     tumour: Bundle | None = None,
     cells: Bundle | None = None,
+    survey: Survey | None = None,
+    nuclei_like: NucleiLike | None = None,
     progress: Progress | None = None,
 ) -> ImageResult:
     """Find tumour and cells on a slide; nothing is written.
@@ -322,6 +301,10 @@ def analyse_slide(  # noqa: PLR0913 - all of it is what is known about one image
     kept
         Objects of earlier runs that a person changed, level-0 px: a cell among them stands for what is found there,
         and counts.
+    survey
+        What the slide shows, with others like it; for networks, which look at this slide alone if None.
+    nuclei_like
+        Returns the mean DAB OD of nuclei of slides like this one, which a DAB cut is derived from besides its own.
     tumour, cells, progress
         As in :func:`annotate_project`.
 
@@ -337,23 +320,43 @@ def analyse_slide(  # noqa: PLR0913 - all of it is what is known about one image
 
     drawn = empty_objects() if drawn is None else drawn
     area = shapely.box(0, 0, *slide.dimensions) if area is None else area
-    new, parents = _parents(slide, settings, drawn, area, tumour, report("tumour"))
+    if survey is None and _looks_first(settings, tumour, cells):
+        known = [bundle for bundle in (tumour, cells) if bundle is not None]
+        survey = survey_slide(slide, stains=stains, reference=H_DAB, nuclei=_needs_size(settings, known, cells))
+    tissue_view = _adapted(tumour, survey, settings)
+    new, parents = _parents(slide, settings, drawn, area, tumour, tissue_view.lens, report("tumour"))
     region = without_ignored(parents, drawn, area)
-    automatic = _estimated(slide, settings, stains, region, classical=cells is None)
-    stains = stains or automatic.stains
-    detection = automatic.settings if settings.automatic else settings.detection
-    base_class = settings.tumour_class if _is_tumour(parents, settings) else None
-    if region.is_empty:
-        found = empty_objects()
-    elif cells is not None:
-        expansion = settings.detection.cell_expansion_um
-        found = predict_cells(
-            slide, cells, stains=stains, region=region, cell_expansion_um=expansion, progress=report("cells")
+    adaptation = _adapted(cells, survey, settings)
+    measured: dict[str, Any] = {}
+    detection = settings.detection
+    notes: tuple[str, ...] = tuple(dict.fromkeys(tissue_view.notes + adaptation.notes))
+    if cells is not None and survey is not None:
+        stains = stains or survey.stains.stains
+        found, measured = network_cells(
+            slide,
+            cells,
+            adaptation,
+            settings.view,
+            stains=stains,
+            region=region,
+            cell_expansion_um=settings.detection.cell_expansion_um,
+            nuclei_like=nuclei_like,
+            progress=report("cells"),
         )
     else:
-        found = detect_cells(
-            slide, detection, stains=stains, region=region, base_class=base_class, progress=report("cells")
-        )
+        sized, size_notes = sized_settings(settings.detection, settings.view, survey)
+        notes += size_notes
+        automatic = estimated_settings(slide, sized, settings.automatic, stains, region)
+        stains = stains or automatic.stains
+        detection = automatic.settings
+        measured = automatic.measured
+        notes += automatic.notes if settings.automatic or settings.stains == "auto" else ()
+        base_class = settings.tumour_class if _is_tumour(parents, settings) else None
+        found = empty_objects()
+        if not region.is_empty:
+            found = detect_cells(
+                slide, detection, stains=stains, region=region, base_class=base_class, progress=report("cells")
+            )
     corrected = cells_inside(kept, region)
     found = with_parents(without_doubles(cut_to(found, area), corrected), parents)
     return ImageResult(
@@ -362,19 +365,26 @@ def analyse_slide(  # noqa: PLR0913 - all of it is what is known about one image
         objects=concat_objects([new, found]),
         index=_index(concat_objects([found, corrected]), slide),
         region_area_mm2=float(region.area * slide.mpp[0] * slide.mpp[1] / 1e6),
-        settings=_described(slide, settings, detection, stains, cells, automatic.measured),
-        notes=automatic.notes if settings.automatic or settings.stains == "auto" else (),
+        settings=_described(slide, settings, None if cells is not None else detection, stains, measured),
+        notes=notes,
         seconds=time.perf_counter() - begin,
     )
 
 
-def _estimated(
-    slide: Slide, settings: Ki67Settings, stains: StainVectors | None, region: Any, *, classical: bool
-) -> AutoSettings:
-    """Derive stains and thresholds from the slide, where either is wanted."""
-    if stains is not None and not (classical and settings.automatic):
-        return AutoSettings(settings.detection, stains)
-    return auto_settings(slide, base=settings.detection, region=None if region.is_empty else region)
+def _adapted(bundle: Bundle | None, survey: Survey | None, settings: Ki67Settings) -> Adaptation:
+    return Adaptation() if bundle is None or survey is None else adapt(bundle.spec, survey, settings.view)
+
+
+def _needs_size(settings: Ki67Settings, bundles: Sequence[Bundle], cells: Bundle | None) -> bool:
+    """Return whether the size of the nuclei is compared with anything."""
+    known = any(bundle.spec.nucleus_diameter_um is not None for bundle in bundles)
+    return settings.view.nucleus_size_um == "auto" and (known or (cells is None and settings.automatic))
+
+
+def _looks_first(settings: Ki67Settings, tumour: Bundle | None, cells: Bundle | None) -> bool:
+    """Return whether slides are surveyed: for networks, and where the classical detector follows the nuclei."""
+    classical = cells is None and settings.automatic and settings.view.nucleus_size_um == "auto"
+    return tumour is not None or cells is not None or classical
 
 
 def _parents(
@@ -383,13 +393,15 @@ def _parents(
     drawn: gpd.GeoDataFrame,
     area: shapely.Polygon,
     tumour: Bundle | None,
+    lens: Lens,
     progress: Callable[[int, int], None],
 ) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
     """Return (new annotations, annotations that get the cells); the latter may have been drawn by a person."""
     if tumour is not None:
         tissue = cut_to(detect_tissue(slide), area)
         outline = shapely.union_all(tissue.geometry.to_numpy()) if len(tissue) else shapely.Polygon()
-        new = cut_to(predict_tumour(slide, tumour, outline, progress=progress), area)
+        found = predict_tissue(slide, tumour, outline, lens=lens, progress=progress)
+        new = cut_to(found[found["classification"] == settings.tumour_class], area)
         new["locked"] = True
         return new, new
     areas = region_to_search(slide, settings.region, drawn, settings.tumour_class, area)
@@ -414,10 +426,9 @@ def _index(cells: gpd.GeoDataFrame, slide: Slide) -> Index:
 def _described(
     slide: Slide,
     settings: Ki67Settings,
-    detection: CellDetectionSettings,
+    detection: CellDetectionSettings | None,
     stains: StainVectors,
-    cells: Bundle | None,
-    measured: dict[str, float],
+    measured: dict[str, Any],
 ) -> dict[str, Any]:
     """Return what was used on a slide, as JSON types."""
     described: dict[str, Any] = {
@@ -426,7 +437,6 @@ def _described(
         "background": list(stains.background),
         "region": settings.region,
     }
-    if cells is None:
+    if detection is not None:
         described["detection"] = asdict(detection)
-        described["measured"] = measured
-    return described
+    return {**described, "measured": measured}

@@ -15,12 +15,23 @@ import numpy as np
 import pytest
 import torch
 
-from pyhisto.bundle import ModelClass, ModelSpec, load_bundle, normalise, read_spec, save_bundle
+from pyhisto.bundle import (
+    Bundle,
+    ModelClass,
+    ModelSpec,
+    load_bundle,
+    normalise,
+    read_spec,
+    resave_bundle,
+    save_bundle,
+)
 from pyhisto.errors import BundleError
 from pyhisto.models import build_model
+from pyhisto.spec import region_classes
+from pyhisto.stain import H_DAB, StainReference
 
 SPEC = ModelSpec(
-    kind="tumour_segmentation",
+    kind="tissue_segmentation",
     architecture="unet-densenet121",
     classes=(ModelClass("background"), ModelClass("tumour", "Tumor", (200, 0, 0))),
     mpp=1.5,
@@ -66,7 +77,7 @@ def bundle(original: Path, tmp_path: Path) -> Path:
 
 
 def test_same_probabilities_after_loading(original: Path) -> None:
-    loaded = load_bundle(original, kind="tumour_segmentation")
+    loaded = load_bundle(original, kind="tissue_segmentation")
     assert loaded.spec == SPEC
     tiles = np.stack([tile(1), tile(2)])
     found = loaded.predict(tiles)
@@ -150,7 +161,7 @@ def test_monai_builds_the_network(original: Path) -> None:
 
 
 def test_another_kind_is_refused(original: Path) -> None:
-    with pytest.raises(BundleError, match="is a model for tumour_segmentation; expected one for cell_detection"):
+    with pytest.raises(BundleError, match="is a model for tissue_segmentation; expected one for cell_detection"):
         load_bundle(original, kind="cell_detection")
 
 
@@ -229,7 +240,7 @@ def test_a_damaged_golden_tile(bundle: Path) -> None:
     ("changes", "message"),
     [
         ({"mppp": 1.0}, "unknown key 'mppp'"),
-        ({"kind": "horoscope"}, "kind 'horoscope'; expected one of tumour_segmentation, cell_detection"),
+        ({"kind": "horoscope"}, "kind 'horoscope'; expected one of tissue_segmentation, cell_detection"),
         ({"classes": [{"name": "a", "colour": [1, 2, 3]}]}, "colour"),
         ({"classes": [{"classification": "Tumor"}]}, "incomplete"),
     ],
@@ -282,3 +293,93 @@ def test_a_failing_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_description_survives_json() -> None:
     assert ModelSpec.from_dict(json.loads(json.dumps(SPEC.to_dict()))) == SPEC
+
+
+class Constant(torch.nn.Module):
+    """Gives the same logits everywhere, but where a pixel is red: there the second channel is larger."""
+
+    def __init__(self, logits: tuple[float, ...], red: float = 0.0) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor(logits), requires_grad=False)
+        self.red = red
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.logits.view(1, -1, 1, 1).expand(len(x), -1, *x.shape[2:]).clone()
+        out[:, 1] += self.red * x[:, 0]
+        return out
+
+
+def logit(probability: float) -> float:
+    return float(np.log(probability / (1 - probability)))
+
+
+def test_probabilities_of_regions_by_hand() -> None:
+    # the whole cell with 0.9, the nucleus in it with 0.6: nucleus 0.6, membrane 0.9 * 0.4, background 0.1 * 0.4
+    spec = dataclasses.replace(SPEC, classes=tuple(map(ModelClass, "abc")), regions=((1, 2), (1,)))
+    model = Constant((logit(0.9), logit(0.6)))
+    found = Bundle(Path("none"), spec, "", model, "cpu").predict(tile()[np.newaxis])
+    np.testing.assert_allclose(found[0, :, 5, 5], [0.04, 0.6, 0.36], atol=1e-6)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("regions", "classes", "message"),
+    [
+        (((1, 2), (1, 2)), 3, "classes \\[\\] of its own"),
+        (((1, 2, 3), (3,)), 4, "classes \\[1, 2\\] of its own"),
+        (((1,),), 3, "regions for the classes \\[1\\]; expected 1 to 2"),
+    ],
+)
+def test_regions_that_leave_a_class_open(regions: tuple[tuple[int, ...], ...], classes: int, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        region_classes(regions, classes)
+
+
+def test_a_golden_tile_without_contrast_is_refused_or_another_taken(tmp_path: Path) -> None:
+    plain = np.full((64, 64, 3), 200, dtype=np.uint8)
+    with pytest.raises(BundleError, match="nearly the same output everywhere on its 1 golden tiles"):
+        save_bundle(tmp_path / "a", Constant((0.0, 0.0), red=1.0), SPEC, golden_tile=plain, description="")
+    assert list(tmp_path.iterdir()) == []
+    save_bundle(
+        tmp_path / "b", Constant((0.0, 0.0), red=1.0), SPEC, golden_tile=np.stack([plain, tile()]), description=""
+    )
+    with np.load(tmp_path / "b" / "models" / "golden.npz") as golden:
+        np.testing.assert_array_equal(golden["tile"], tile())
+
+
+def test_other_preprocessing_is_found_where_the_output_hardly_varies(tmp_path: Path) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.segmentation_head[0].weight /= 40  # type: ignore[index,union-attr,operator]
+    folder = tmp_path / "pale"
+    saved = save_bundle(folder, model, SPEC, golden_tile=tile(), description="")
+    assert saved.predict(tile()[np.newaxis]).std(axis=(2, 3)).max() < 0.01
+    load_bundle(folder)
+    edit_metadata(folder, channel_mean=[0.0, 0.0, 0.0])
+    with pytest.raises(BundleError, match="golden tile"):
+        load_bundle(folder)
+
+
+def test_the_training_slides_are_described(tmp_path: Path) -> None:
+    reference = StainReference(H_DAB, (0.8, 1.1))
+    spec = dataclasses.replace(SPEC, nucleus_diameter_um=7.25, stains=reference, init={"name": "a", "sha256": "b"})
+    save_bundle(tmp_path / "new", small_model(), spec, golden_tile=tile(), description="")
+    assert read_spec(tmp_path / "new")[0] == spec
+    card = (tmp_path / "new" / "docs" / "README.md").read_text("utf-8")
+    assert "Median nucleus 7.2 µm" in card
+    assert "DAB 0.270, 0.570, 0.780 up to OD 1.10" in card.replace("0.269", "0.270").replace("0.568", "0.570").replace(
+        "0.778", "0.780"
+    )
+
+
+def test_a_bundle_under_another_description_keeps_weights_and_golden_tile(original: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(original)
+    spec = dataclasses.replace(SPEC, mpp=0.75, postprocessing={"threshold": 0.3})
+    resave_bundle(bundle, tmp_path / "other", spec, {"calibrated on": "12 cells"})
+    loaded = load_bundle(tmp_path / "other")
+    assert (loaded.spec, loaded.sha256) == (spec, bundle.sha256)
+    card = (tmp_path / "other" / "docs" / "README.md").read_text("utf-8")
+    assert "slides: 3" in card
+    assert "calibrated on: 12 cells" in card
+    with pytest.raises(BundleError, match="exists already"):
+        resave_bundle(bundle, tmp_path / "other", spec, {})

@@ -13,13 +13,13 @@ import shapely
 
 from pyhisto.bundle import ModelClass, ModelSpec
 from pyhisto.errors import PyhistoError
-from pyhisto.inference import predict_probabilities, predict_tumour, read_ahead
+from pyhisto.inference import Lens, predict_probabilities, predict_tissue, read_ahead
 from pyhisto.slide import Slide
 from pyhisto.tiling import TileGrid
 
 Pixels = np.ndarray[Any, Any]
 SPEC = ModelSpec(
-    kind="tumour_segmentation",
+    kind="tissue_segmentation",
     architecture="unet-resnet34",
     classes=(ModelClass("background"), ModelClass("tumour", "Tumor")),
     mpp=1.0,
@@ -108,7 +108,7 @@ def test_context_is_seen_and_not_predicted(context: int) -> None:
 def test_a_window_of_a_slide_costs_no_tile_more_than_its_cores(nests: Path) -> None:
     bundle = ByColour()
     with Slide(nests) as slide:
-        predict_tumour(slide, bundle, shapely.box(0, 0, 192, 240))  # type: ignore[arg-type]  # 96 x 96 model px
+        predict_tissue(slide, bundle, shapely.box(0, 0, 192, 240))  # type: ignore[arg-type]  # 96 x 96 model px
     assert len(bundle.tiles) == 16
 
 
@@ -164,7 +164,7 @@ def overlap_share(found: Any, truth: Any) -> float:
 def test_tumour_is_where_it_is(nests: Path, region: Any) -> None:
     steps: list[tuple[int, int]] = []
     with Slide(nests) as slide:
-        found = predict_tumour(slide, ByColour(), region, progress=lambda *done: steps.append(done))  # type: ignore[arg-type]
+        found = predict_tissue(slide, ByColour(), region, progress=lambda *done: steps.append(done))  # type: ignore[arg-type]
     assert len(found) == 2
     assert (found["object_type"] == "annotation").all()
     assert found["classification"].tolist() == ["Tumor", "Tumor"]
@@ -185,7 +185,7 @@ def test_tumour_is_where_it_is(nests: Path, region: Any) -> None:
 def test_nothing_is_found_outside_the_region(nests: Path) -> None:
     region = shapely.box(400, 300, 960, 896)
     with Slide(nests) as slide:
-        found = predict_tumour(slide, ByColour(), region)  # type: ignore[arg-type]
+        found = predict_tissue(slide, ByColour(), region)  # type: ignore[arg-type]
     area = shapely.union_all(found.geometry.to_numpy())
     assert area.difference(region.buffer(8.0)).area == 0
     assert overlap_share(area, TRUTH.intersection(region)) > 0.94
@@ -195,7 +195,7 @@ def test_the_threshold_the_area_and_the_hole_are_those_of_the_bundle(nests: Path
     def found_with(**changes: float) -> Any:
         spec = replace(SPEC, postprocessing={**SPEC.postprocessing, **changes})
         with Slide(nests) as slide:
-            return predict_tumour(slide, ByColour(spec), shapely.box(0, 0, 960, 896))  # type: ignore[arg-type]
+            return predict_tissue(slide, ByColour(spec), shapely.box(0, 0, 960, 896))  # type: ignore[arg-type]
 
     small_um2 = SECOND.area * MPP[0] * MPP[1]
     assert len(found_with(min_area_um2=1.1 * small_um2)) == 1
@@ -214,10 +214,10 @@ def test_the_threshold_the_area_and_the_hole_are_those_of_the_bundle(nests: Path
 def test_no_tumour_and_no_region(nests: Path) -> None:
     with Slide(nests) as slide:
         bundle = ByColour()
-        assert len(predict_tumour(slide, bundle, shapely.box(20, 700, 100, 800))) == 0  # type: ignore[arg-type]
+        assert len(predict_tissue(slide, bundle, shapely.box(20, 700, 100, 800))) == 0  # type: ignore[arg-type]
         assert bundle.tiles
         bundle = ByColour()
-        assert len(predict_tumour(slide, bundle, shapely.Polygon())) == 0  # type: ignore[arg-type]
+        assert len(predict_tissue(slide, bundle, shapely.Polygon())) == 0  # type: ignore[arg-type]
         assert bundle.tiles == []
 
 
@@ -225,16 +225,51 @@ def test_only_the_region_is_looked_at(nests: Path) -> None:
     with Slide(nests) as slide:
         bundle = ByColour()
         region = shapely.MultiPolygon([shapely.box(0, 0, 20, 20), shapely.box(900, 840, 959, 895)])
-        predict_tumour(slide, bundle, region)  # type: ignore[arg-type]
+        predict_tissue(slide, bundle, region)  # type: ignore[arg-type]
     assert 2 <= len(bundle.tiles) <= 12  # of more than 300
 
 
 def test_a_model_of_another_kind_is_refused(nests: Path) -> None:
-    with Slide(nests) as slide, pytest.raises(PyhistoError, match="cell_detection; expected tumour_segmentation"):
-        predict_tumour(slide, ByColour(replace(SPEC, kind="cell_detection")), TRUTH)  # type: ignore[arg-type]
+    with Slide(nests) as slide, pytest.raises(PyhistoError, match="cell_detection; expected tissue_segmentation"):
+        predict_tissue(slide, ByColour(replace(SPEC, kind="cell_detection")), TRUTH)  # type: ignore[arg-type]
 
 
 def test_a_missing_number_is_named(nests: Path) -> None:
     numbers = {key: value for key, value in SPEC.postprocessing.items() if key != "sigma_um"}
     with Slide(nests) as slide, pytest.raises(PyhistoError, match="sigma_um"):
-        predict_tumour(slide, ByColour(replace(SPEC, postprocessing=numbers)), TRUTH)  # type: ignore[arg-type]
+        predict_tissue(slide, ByColour(replace(SPEC, postprocessing=numbers)), TRUTH)  # type: ignore[arg-type]
+
+
+class ByThreeColours(ByColour):
+    """Stands in for a bundle of two tissue classes: their probabilities are red / 255 and blue / 255."""
+
+    def predict(self, tiles: Pixels) -> Pixels:
+        self.tiles.extend(tiles)
+        red, blue = tiles[..., 0].astype(np.float32) / 255, tiles[..., 2].astype(np.float32) / 255
+        return np.stack([1 - red - blue, red, blue], axis=1)
+
+
+def test_every_class_gets_its_annotations(nests: Path) -> None:
+    names = (ModelClass("background"), ModelClass("tumour", "Tumor"), ModelClass("stroma", "Stroma"))
+    spec = replace(SPEC, classes=names, postprocessing={**SPEC.postprocessing, "threshold": 0.3})
+    with Slide(nests) as slide:
+        found = predict_tissue(slide, ByThreeColours(spec), shapely.box(0, 0, 960, 896))  # type: ignore[arg-type]
+    tumour, stroma = (found[found["classification"] == name] for name in ("Tumor", "Stroma"))
+    assert overlap_share(shapely.union_all(tumour.geometry.to_numpy()), TRUTH) > 0.95
+    # blue is 90 everywhere: more than the threshold, but less than red in the nests
+    outside = shapely.union_all(stroma.geometry.to_numpy())
+    assert outside.intersection(TRUTH.buffer(-12)).area == 0
+    assert outside.area == pytest.approx(960 * 896 - TRUTH.area, rel=0.05)
+    assert stroma["Stroma probability"].iloc[0] == pytest.approx(90 / 255, abs=0.02)
+
+
+def test_a_lens_changes_what_is_seen_and_not_where_it_is(nests: Path) -> None:
+    whole = shapely.box(0, 0, 960, 896)
+    plain, doubled = ByColour(), ByColour()
+    with Slide(nests) as slide:
+        predict_tissue(slide, plain, whole)  # type: ignore[arg-type]
+        found = predict_tissue(slide, doubled, whole, lens=Lens(2.0))  # type: ignore[arg-type]
+        swapped = predict_tissue(slide, ByColour(), whole, lens=Lens(1.0, lambda rgb: rgb[..., ::-1].copy()))  # type: ignore[arg-type]
+    assert len(doubled.tiles) < len(plain.tiles) / 3
+    assert overlap_share(shapely.union_all(found.geometry.to_numpy()), TRUTH) > 0.9
+    assert len(swapped) == 0  # blue is 90 everywhere, below the threshold of 0.5

@@ -11,6 +11,7 @@ import shapely
 
 from pyhisto.bundle import ModelClass, ModelSpec
 from pyhisto.errors import ConfigError
+from pyhisto.inference import Lens
 from pyhisto.nuclei import network
 from pyhisto.nuclei.network import label_nuclei, predict_cells
 from pyhisto.slide import Slide
@@ -48,7 +49,9 @@ def centres(labels: Any) -> Any:
 
 def test_positions_classes_and_outlines() -> None:
     discs = [(20, 20, 8, True), (70, 30, 6, False), (100, 70, 10, True), (30, 70, 7, False)]
-    labels, positive = label_nuclei(*maps(discs), MPP, NUMBERS)
+    labels, votes = label_nuclei(*maps(discs), MPP, NUMBERS)
+    positive = votes[:, 0] > votes[:, 1]
+    np.testing.assert_allclose(votes.sum(axis=1), 1)
     assert labels.dtype == np.int32
     assert labels.max() == len(positive) == 4
     for x, y, radius, is_positive in discs:
@@ -62,7 +65,8 @@ def test_positions_classes_and_outlines() -> None:
 @pytest.mark.parametrize("second", [True, False])
 def test_touching_nuclei_stay_apart(second: bool) -> None:
     discs = [(50, 40, 7, True), (64, 40, 7, second)]
-    labels, positive = label_nuclei(*maps(discs), MPP, NUMBERS)
+    labels, votes = label_nuclei(*maps(discs), MPP, NUMBERS)
+    positive = votes[:, 0] > votes[:, 1]
     left, right = labels[40, 50], labels[40, 64]
     assert {left, right} == {1, 2}
     assert [positive[left - 1], positive[right - 1]] == [True, second]
@@ -97,9 +101,9 @@ def test_the_mask_is_kept_to() -> None:
     discs = [(30, 40, 7, True), (90, 40, 7, False)]
     mask = np.zeros(SHAPE, dtype=bool)
     mask[:, :64] = True
-    labels, positive = label_nuclei(*maps(discs), MPP, NUMBERS, mask)
+    labels, votes = label_nuclei(*maps(discs), MPP, NUMBERS, mask)
     assert labels.max() == 1
-    assert list(positive) == [True]
+    assert list(votes[:, 0] > votes[:, 1]) == [True]
     assert labels[40, 90] == 0
 
 
@@ -107,9 +111,22 @@ def test_membrane_alone_is_no_nucleus() -> None:
     probability, darkness = maps([(40, 40, 7, True)])
     probability[0] += probability[1]
     probability[1] = 0
-    labels, positive = label_nuclei(probability, darkness, MPP, NUMBERS)
+    labels, votes = label_nuclei(probability, darkness, MPP, NUMBERS)
     assert labels.max() == 0
-    assert positive.shape == (0,)
+    assert votes.shape == (0, 2)
+
+
+def test_three_classes_share_a_nucleus_by_their_probabilities() -> None:
+    probability = np.zeros((7, *SHAPE), dtype=np.float32)
+    darkness = np.full(SHAPE, 0.1, dtype=np.float32)
+    inside = disc(40, 40, 6)
+    darkness[inside] = 1.2
+    # nucleus and membrane of a class count alike: 0.1 + 0.1, 0.4 + 0.1, 0.2 + 0.1 of 1
+    for channel, value in zip(range(1, 7), (0.1, 0.1, 0.4, 0.1, 0.2, 0.1), strict=True):
+        probability[channel][inside] = value
+    labels, votes = label_nuclei(probability, darkness, MPP, NUMBERS)
+    assert labels.max() == 1
+    np.testing.assert_allclose(votes, [[0.2, 0.5, 0.3]], atol=1e-3)
 
 
 class FakeNetwork:
@@ -176,6 +193,30 @@ def test_cells_lie_in_the_region_and_are_measured(slide_path: Path) -> None:
     assert shapely.covers(shapely.buffer(cells.geometry.to_numpy(), 1.5), cells["nucleus"].to_numpy()).all()
 
 
+def test_cells_carry_the_probability_of_their_class(slide_path: Path) -> None:
+    cells = cells_of(slide_path, FakeNetwork(), region=shapely.box(200, 200, 440, 440))
+    assert ((cells["class_probability"] >= 0.5) & (cells["class_probability"] <= 1)).all()
+    assert cells["class_probability"].median() > 0.8
+
+
+def test_a_slide_of_twice_the_declared_size_gives_the_same_cells_through_a_lens(slide_path: Path) -> None:
+    # the same pixels, declared as 1 µm/px instead of 0.5: nuclei look twice as large as those the network knows
+    region = shapely.box(100, 100, 500, 500)
+    plain = cells_of(slide_path, FakeNetwork(), region=region, cell_expansion_um=0)
+    with Slide(slide_path, mpp=1.0) as slide:
+        seen = predict_cells(
+            slide,
+            FakeNetwork(),
+            stains=H_DAB,
+            region=region,
+            lens=Lens(2.0),
+            cell_expansion_um=0,  # type: ignore[arg-type]
+        )
+    assert len(seen) == len(plain) > 40
+    # what is measured is in the declared µm: areas of four times as many µm²
+    np.testing.assert_allclose(seen["Nucleus: Area"].sum(), 4 * plain["Nucleus: Area"].sum(), rtol=1e-6)
+
+
 def test_a_model_of_another_kind_is_refused(slide_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected cell_detection"):
-        cells_of(slide_path, FakeNetwork("tumour_segmentation"))
+        cells_of(slide_path, FakeNetwork("tissue_segmentation"))

@@ -5,6 +5,7 @@ import pytest
 from skimage import data
 
 from pyhisto.errors import ConfigError
+from pyhisto.normalisation import normalise_macenko
 from pyhisto.stain import (
     H_DAB,
     H_E,
@@ -12,7 +13,6 @@ from pyhisto.stain import (
     deconvolve,
     estimate_background,
     estimate_stains,
-    normalise_macenko,
     optical_density,
     optical_density_sum,
 )

@@ -1,0 +1,145 @@
+"""What the slides of a project show before networks see them; small ones of a kind are looked at together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pyhisto.bundle import Bundle
+from pyhisto.errors import PyhistoError
+from pyhisto.inference import Lens
+from pyhisto.nuclei.adapt import dab_means
+from pyhisto.nuclei.network import predict_cells
+from pyhisto.nuclei.survey import PIXEL_UM, Survey, pool_surveys, survey_slide
+from pyhisto.slide import Slide
+from pyhisto.stain import H_DAB, StainVectors
+from qupath_ext.errors import ProjectError
+from qupath_ext.frames import is_default_stains, open_slide, to_stain_vectors
+from qupath_ext.project import ImageEntry
+
+__all__ = ["StainSource", "Surveys", "entry_stains"]
+
+SMALL_UM = 1000.0
+"""An image whose sides are at most this long holds too few nuclei to be judged alone."""
+
+MOST_POOLED = 16
+
+StainSource = str
+"""``auto``, ``project`` or ``default``; see :func:`entry_stains`."""
+
+
+def entry_stains(entry: ImageEntry, source: StainSource) -> StainVectors | None:
+    """Return the stains that the project or the option gives; None if they are to be estimated.
+
+    ``"project"`` takes those of the project, ``"default"`` QuPath's default H-DAB, ``"auto"`` those of the project if a
+    person adjusted them.
+
+    Raises
+    ------
+    ProjectError
+        If those of the project are asked for and there are none.
+    """
+    if source == "default":
+        return H_DAB
+    if source == "project" and entry.stains is None:
+        raise ProjectError(
+            f"image {entry.name!r} has no stains",
+            remedy="set its type to Brightfield (H-DAB) in QuPath, or --stains auto",
+        )
+    if entry.stains is not None and (source == "project" or not is_default_stains(entry.stains)):
+        return to_stain_vectors(entry.stains)
+    return None
+
+
+class Surveys:
+    """Looks at the slides of a project when they are needed.
+
+    Parameters
+    ----------
+    entries
+        The images that are analysed.
+    stains
+        Where stains come from; see :func:`entry_stains`.
+    mpp
+        Pixel size in µm that overrides the project's.
+    reference
+        The stains that are expected; see :func:`pyhisto.nuclei.survey.survey_slide`.
+    nuclei
+        Look for the size of the nuclei, too.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[ImageEntry],
+        stains: StainSource,
+        mpp: float | None = None,
+        *,
+        reference: StainVectors | None = None,
+        nuclei: bool = True,
+    ) -> None:
+        self._reference = reference
+        self._nuclei = nuclei
+        self._stains = stains
+        self._mpp = mpp
+        self._groups: dict[tuple[float, str], list[ImageEntry]] = {}
+        self._found: dict[tuple[float, str], Survey] = {}
+        self._means: dict[tuple[str, float, str], npt.NDArray[np.float64]] = {}
+        for entry in entries:
+            kind = self._kind(entry)
+            if kind is not None:
+                self._groups.setdefault(kind, []).append(entry)
+
+    def of(self, entry: ImageEntry, slide: Slide, stains: StainVectors | None) -> Survey:
+        """Return what an image shows, with what others like it show if it is small; `slide` is open."""
+        kind = self._kind(entry)
+        if kind is None or len(self._groups[kind]) < 2:
+            return self._survey(slide, stains)
+        if kind not in self._found:
+            surveys = [self._survey(slide, stains)]
+            for other in self._others(kind, entry):
+                try:
+                    with open_slide(other, self._mpp) as opened:
+                        surveys.append(self._survey(opened, entry_stains(other, self._stains)))
+                except PyhistoError:  # that image will say so when its turn comes
+                    continue
+            self._found[kind] = pool_surveys(surveys)
+        return self._found[kind]
+
+    def nuclei_like(self, entry: ImageEntry, bundle: Bundle, lens: Lens) -> npt.NDArray[np.float64]:
+        """Return the mean DAB OD of the nuclei of other small images of the kind of this one, float64 (n,)."""
+        kind = self._kind(entry)
+        if kind is None or len(self._groups[kind]) < 2:
+            return np.empty(0)
+        key = (bundle.sha256, *kind)
+        if key not in self._means:
+            means = [np.empty(0)]
+            for other in self._others(kind, None):
+                try:
+                    with open_slide(other, self._mpp) as opened:
+                        stains = entry_stains(other, self._stains) or self.of(other, opened, None).stains.stains
+                        cells = predict_cells(opened, bundle, stains=stains, lens=lens, cell_expansion_um=0)
+                except PyhistoError:
+                    continue
+                means.append(dab_means(cells))
+            self._means[key] = np.concatenate(means)
+        return self._means[key]
+
+    def _survey(self, slide: Slide, stains: StainVectors | None) -> Survey:
+        return survey_slide(slide, stains=stains, reference=self._reference, nuclei=self._nuclei)
+
+    def _others(self, kind: tuple[float, str], entry: ImageEntry | None) -> list[ImageEntry]:
+        others = [other for other in self._groups[kind] if entry is None or other.id != entry.id]
+        chosen = np.linspace(0, len(others) - 1, min(MOST_POOLED, len(others))).round().astype(int)
+        return [others[int(i)] for i in chosen]
+
+    def _kind(self, entry: ImageEntry) -> tuple[float, str] | None:
+        """Return what small images must share to be looked at together; None for a large image."""
+        try:
+            mpp = self._mpp or max(entry.mpp or (PIXEL_UM, PIXEL_UM))
+            if max(entry.size()) * mpp > SMALL_UM:
+                return None
+            return float(f"{mpp:.3g}"), entry.stored_slide_path.suffix.lower()
+        except PyhistoError:  # that image will say so when its turn comes
+            return None

@@ -1,0 +1,205 @@
+"""The size of nuclei, whatever the declared pixel size: drawn discs, and annotated tiles enlarged and shrunk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from scipy import ndimage
+
+from pyhisto.errors import ConfigError
+from pyhisto.nuclei.adapt import View, adapt, with_classes
+from pyhisto.nuclei.scale import nucleus_size, observe_nuclei
+from pyhisto.nuclei.survey import Survey, pool_surveys, survey_slide
+from pyhisto.objects import make_objects
+from pyhisto.slide import Slide
+from pyhisto.spec import ModelClass, ModelSpec
+from pyhisto.stain import H_DAB, H_E, StainReference
+
+SPEC = ModelSpec(
+    kind="cell_detection",
+    architecture="unet-resnet34",
+    classes=tuple(
+        ModelClass(name, classification)
+        for name, classification in (
+            ("background", None),
+            ("positive", "Tumor: Positive"),
+            ("ring", None),
+            ("negative", "Tumor: Negative"),
+            ("ring 2", None),
+        )
+    ),
+    nucleus_diameter_um=7.0,
+    stains=StainReference(H_DAB, (0.6, 0.8)),
+)
+
+
+def field(diameter: float, *, seed: int = 0) -> Any:
+    """Return a field of stained discs, RGB uint8 (400, 400, 3): mottled inside, touching in places, a fifth brown."""
+    rng = np.random.default_rng(seed)
+    step = int(1.5 * diameter)
+    y, x = np.mgrid[0:400, 0:400]
+    amounts = np.full((400, 400, 2), 0.03)
+    mottle = ndimage.gaussian_filter(rng.normal(0, 1, (400, 400)), 1.2)
+    for cx in range(step, 400 - step // 2, step):
+        for cy in range(step, 400 - step // 2, step):
+            jitter = rng.uniform(-0.25, 0.25, 2) * diameter
+            inside = np.hypot(x - cx - jitter[0], y - cy - jitter[1]) < diameter / 2
+            amounts[inside] = (0.2, 0.7) if rng.random() < 0.2 else (0.45, 0.0)
+    amounts += 0.08 * mottle[..., None] * (amounts.sum(axis=-1, keepdims=True) > 0.2)
+    amounts = ndimage.gaussian_filter(amounts, (0.8, 0.8, 0))
+    return np.rint(255 * 10.0 ** -(amounts.clip(0) @ H_DAB.matrix[:2])).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("diameter", [16, 24, 40])
+def test_drawn_discs(diameter: int) -> None:
+    size = nucleus_size(observe_nuclei([field(diameter)], pixel_size_um=0.3, stains=H_DAB), pixel_size_um=0.3)
+    if diameter < 40:  # a field of 400 px holds few of 40 px
+        assert size.nuclei > 50
+        assert size.diameter_um == pytest.approx(diameter * 0.3, rel=0.12)
+    else:
+        assert size.nuclei < 60
+
+
+def test_noise_has_no_size() -> None:
+    rng = np.random.default_rng(0)
+    noise = 255 - np.abs(ndimage.gaussian_filter(rng.normal(0, 60, (300, 300, 3)), (1, 1, 0)))
+    glass = np.full((200, 200, 3), 250, dtype=np.uint8)
+    for tiles in ([noise.astype(np.uint8)], [glass], []):
+        observed = observe_nuclei(tiles, pixel_size_um=0.3, stains=H_DAB)
+        assert np.isnan(nucleus_size(observed, pixel_size_um=0.3).diameter_um)
+
+
+def test_a_wrong_pixel_size_shows_in_the_size(tmp_path: Path) -> None:
+    path = tmp_path / "field.tif"
+    tifffile.imwrite(path, field(24), photometric="rgb")
+    found = []
+    for mpp in (0.3, 0.5):
+        with Slide(path, mpp=mpp) as slide:
+            found.append(survey_slide(slide, stains=H_DAB).size.diameter_um)
+    assert found[0] == pytest.approx(24 * 0.3, rel=0.12)
+    assert found[1] / found[0] == pytest.approx(0.5 / 0.3, rel=0.08)
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.4])
+def test_annotated_tiles_enlarged_and_shrunk(shared_dir: Path, tmp_path: Path, factor: float) -> None:
+    surveys = []
+    true = []
+    for name in ("22_2", "34_3"):
+        with Image.open(shared_dir / "data" / "deepliif_ki67" / "test" / f"{name}.png") as panel:
+            side = round(512 * factor)
+            rgb = np.asarray(panel.convert("RGB").crop((0, 0, 512, 512)).resize((side, side), Image.Resampling.LANCZOS))
+        with Image.open(shared_dir / "data" / "deepliif_ki67" / "test_groundtruth" / f"{name}.png") as image:
+            mask = np.asarray(image.convert("RGB")).astype(int)
+        for on, off in ((0, 2), (2, 0)):
+            inside = (mask[..., on] > 128) & (mask[..., off] < 128) & (mask[..., 1] < 128)
+            area = np.bincount(ndimage.label(ndimage.binary_dilation(inside))[0].ravel())[1:]  # the border is apart
+            true += (2 * np.sqrt(area[area > 40] / np.pi)).tolist()
+        tifffile.imwrite(tmp_path / "tile.tif", rgb, photometric="rgb")
+        with Slide(tmp_path / "tile.tif", mpp=0.28) as slide:
+            surveys.append(survey_slide(slide))
+    size = pool_surveys(surveys).size
+    assert size.nuclei > 90
+    assert size.diameter_um / 0.28 / factor == pytest.approx(np.median(true), rel=0.15)
+
+
+# ---------------------------------------------------------------------- what follows for a network
+def survey(diameter: float, n: int = 40, *, p99: tuple[float, float] = (0.6, 0.8)) -> Survey:
+    """Return a survey of n nuclei of one size and a few specks at either end."""
+    nuclei = np.column_stack([np.full(n, diameter), np.full(n, diameter), np.ones(n)])
+    specks = np.array([[3.5, 3.3, 0.01], [19.0, 18.7, 0.01]])
+    return Survey(StainReference(H_DAB, p99), np.concatenate([nuclei, specks]))
+
+
+def test_the_network_sees_nuclei_in_the_size_it_knows() -> None:
+    found = adapt(SPEC, survey(14.0), View())
+    assert found.lens.size == pytest.approx(2.0)
+    assert found.foreign == ("size of nuclei",)
+    assert "14.0 µm wide" in found.notes[0]
+    assert "7.0 µm" in found.notes[0]
+    assert "--nucleus-size-um none" in found.notes[0]
+    assert found.measured["network_mpp"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("found", "view", "size"),
+    [
+        (survey(8.5), View(), 1.0),  # 1.21 times: plausible
+        (survey(14.0), View("none"), 1.0),
+        (survey(14.0, 20), View(), 1.0),  # too few
+        (survey(7.0), View(10.5), 1.5),
+    ],
+)
+def test_when_it_does_not(found: Survey, view: View, size: float) -> None:
+    assert adapt(SPEC, found, view).lens.size == pytest.approx(size)
+
+
+def test_too_few_nuclei_are_said() -> None:
+    (note,) = adapt(SPEC, survey(14.0, 20), View()).notes
+    assert "only 20 nuclei" in note
+
+
+def test_a_model_that_does_not_know_its_slides() -> None:
+    bare = replace(SPEC, nucleus_diameter_um=None, stains=None)
+    assert adapt(bare, survey(14.0), View()).lens.size == 1.0
+    with pytest.raises(ConfigError, match="does not say how large nuclei were"):
+        adapt(bare, survey(14.0), View(10.0))
+    with pytest.raises(ConfigError, match="does not say how its training slides were stained"):
+        adapt(bare, survey(7.0), View(stain_normalisation="macenko"))
+
+
+@pytest.mark.parametrize("values", [("big", "auto", "auto"), (0.2, "auto", "auto"), ("auto", "x", "auto")])
+def test_views_that_are_refused(values: Any) -> None:
+    with pytest.raises(ConfigError):
+        View(*values)
+
+
+def test_macenko_gives_the_colours_of_the_training_slides() -> None:
+    other = Survey(StainReference(H_E, (0.3, 0.4)), survey(7.0).observed)
+    view = View(stain_normalisation="macenko")
+    lens = adapt(replace(SPEC, stains=StainReference(H_E, (0.6, 0.8))), other, view).lens
+    amounts = np.array([[[0.2, 0.1, 0.0]]])
+    rgb = np.rint(255 * 10.0 ** -(amounts @ H_E.matrix)).astype(np.uint8)
+    doubled = np.rint(255 * 10.0 ** -(2 * amounts @ H_E.matrix))
+    np.testing.assert_allclose(lens.see(rgb), doubled, atol=2)
+
+
+def cells(dab: list[float]) -> Any:
+    import shapely
+
+    return make_objects(
+        [shapely.box(i, 0, i + 1, 1) for i in range(len(dab))],
+        object_type="detection",
+        classification="Tumor: Negative",
+        measurements={"Nucleus: DAB OD mean": dab},
+        class_probability=0.7,
+    )
+
+
+def test_dab_decides_on_unfamiliar_slides_only() -> None:
+    means = np.r_[np.zeros(60), np.full(40, 0.8)]
+    table = cells([0.0, 0.9, 0.1])
+    same, decision = with_classes(table, SPEC, View(), (), means)
+    assert decision == {"classified_by": "network"}
+    assert same["classification"].tolist() == ["Tumor: Negative"] * 3
+    found, decision = with_classes(table, SPEC, View(), ("strength of stains",), means)
+    assert found["classification"].tolist() == ["Tumor: Negative", "Tumor: Positive", "Tumor: Negative"]
+    assert decision == {"classified_by": "DAB", "dab_threshold": 0.4}
+    assert found["class_probability"].isna().tolist() == [False, True, False]
+    kept, decision = with_classes(table, SPEC, View(), ("strength of stains",), np.zeros(100))  # one group only
+    assert decision["classified_by"] == "network"
+    assert kept["classification"].tolist() == ["Tumor: Negative"] * 3
+
+
+def test_a_calibrated_cut_decides_everywhere() -> None:
+    spec = replace(SPEC, postprocessing={"dab_threshold": 0.05})
+    found, decision = with_classes(cells([0.0, 0.9, 0.1]), spec, View(), (), np.zeros(3))
+    assert found["classification"].tolist() == ["Tumor: Negative", "Tumor: Positive", "Tumor: Positive"]
+    assert decision == {"classified_by": "calibrated DAB", "dab_threshold": 0.05}
+    _, decision = with_classes(cells([0.0]), spec, View(classify="network"), (), np.zeros(3))
+    assert decision == {"classified_by": "network"}
