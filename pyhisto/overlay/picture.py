@@ -27,7 +27,7 @@ from pyhisto.overlay.scalebar import add_scale_bar
 from pyhisto.overlay.strokes import stroke
 from pyhisto.slide import Slide
 
-__all__ = ["draw_overlay", "encode_png", "overlay_png", "save_png"]
+__all__ = ["View", "draw_overlay", "encode_png", "fit_view", "outline_segments", "overlay_png", "save_png"]
 
 Bounds = tuple[float, float, float, float]
 Floats = npt.NDArray[np.float64]
@@ -91,7 +91,7 @@ def draw_overlay(
     SlideError
         If the pixels cannot be decoded.
     """
-    view = _fit(bounds or (0.0, 0.0, float(slide.dimensions[0]), float(slide.dimensions[1])), max_size)
+    view = fit_view(bounds or (0.0, 0.0, float(slide.dimensions[0]), float(slide.dimensions[1])), max_size)
     canvas = slide.read_downsampled(view.x0, view.y0, view.width, view.height, view.downsample).astype(np.float32)
     palette = {**CLASS_COLORS, **(colors or {})}
     _draw_cells(canvas, objects[objects["object_type"].isin(["detection", "cell"])], view, palette)
@@ -140,7 +140,7 @@ def save_png(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """Where a picture lies on the slide: origin in level-0 px, size in px, level-0 px to one px in x and y."""
 
     x0: float
@@ -167,7 +167,14 @@ class _View:
         return np.asarray(inside.all(axis=1))
 
 
-def _fit(bounds: Bounds, max_size: tuple[int, int]) -> _View:
+def fit_view(bounds: Bounds, max_size: tuple[int, int]) -> View:
+    """Return the view that fits a region (x0, y0, x1, y1), level-0 px, into a picture of at most `max_size`.
+
+    Raises
+    ------
+    ConfigError
+        If the region is empty or the picture would have no pixel.
+    """
     x0, y0, x1, y1 = bounds
     if not (all(map(math.isfinite, bounds)) and x1 > x0 and y1 > y0):
         raise ConfigError(f"region {bounds}", expected="(x0, y0, x1, y1) with x1 > x0 and y1 > y0, level-0 px")
@@ -175,7 +182,7 @@ def _fit(bounds: Bounds, max_size: tuple[int, int]) -> _View:
         raise ConfigError(f"picture of at most {max_size[0]} x {max_size[1]} px", expected="at least 1 x 1")
     downsample = max(1 / MAX_ENLARGEMENT, (x1 - x0) / max_size[0], (y1 - y0) / max_size[1])
     width, height = max(1, round((x1 - x0) / downsample)), max(1, round((y1 - y0) / downsample))
-    return _View(x0, y0, width, height, ((x1 - x0) / width, (y1 - y0) / height))
+    return View(x0, y0, width, height, ((x1 - x0) / width, (y1 - y0) / height))
 
 
 def _color_groups(objects: gpd.GeoDataFrame, palette: Mapping[str, Color]) -> list[tuple[Color, npt.NDArray[np.bool_]]]:
@@ -202,7 +209,7 @@ def _class_color(name: str, palette: Mapping[str, Color]) -> Color:
     return next((palette[part] for part in parts if part in palette), UNCLASSIFIED)
 
 
-def _draw_cells(canvas: npt.NDArray[np.float32], cells: gpd.GeoDataFrame, view: _View, palette: Any) -> None:
+def _draw_cells(canvas: npt.NDArray[np.float32], cells: gpd.GeoDataFrame, view: View, palette: Any) -> None:
     cells = cells[view.visible(cells["geometry"].to_numpy())]
     if len(cells) == 0:
         return
@@ -215,28 +222,28 @@ def _draw_cells(canvas: npt.NDArray[np.float32], cells: gpd.GeoDataFrame, view: 
     outer, inside = cells["geometry"].to_numpy(), cells["nucleus"].notna().to_numpy()
     for color, chosen in _color_groups(cells, palette):
         outlined, dots = chosen & ~flat, chosen & flat
-        stroke(canvas, _segments(outer[outlined & inside], view), color, 0.5 * view.unit, opacity=0.4)
-        nuclei = _segments(shapes[outlined], view)
+        stroke(canvas, outline_segments(outer[outlined & inside], view), color, 0.5 * view.unit, opacity=0.4)
+        nuclei = outline_segments(shapes[outlined], view)
         stroke(canvas, nuclei, WHITE, 1.5 * view.unit, opacity=0.45)
         stroke(canvas, nuclei, color, 0.85 * view.unit)
         centres = view.to_picture(shapely.get_coordinates(shapely.centroid(shapes[dots])))
         stroke(canvas, np.stack([centres, centres], axis=1), color, radius, opacity=0.9)
 
 
-def _draw_annotations(canvas: npt.NDArray[np.float32], areas: gpd.GeoDataFrame, view: _View, palette: Any) -> None:
+def _draw_annotations(canvas: npt.NDArray[np.float32], areas: gpd.GeoDataFrame, view: View, palette: Any) -> None:
     """Outline annotations on a white casing; points are dots."""
     areas = areas[view.visible(areas["geometry"].to_numpy())]
     shapes = areas["geometry"].to_numpy()
     points = shapely.get_dimensions(shapes) == 0
     for color, chosen in _color_groups(areas, palette):
-        lines = _segments(shapes[chosen & ~points], view)
+        lines = outline_segments(shapes[chosen & ~points], view)
         dots = view.to_picture(shapely.get_coordinates(shapes[chosen & points]))
         for shade, extra, opacity in ((WHITE, 0.9, 0.75), (color, 0.0, 1.0)):
             stroke(canvas, lines, shade, (1.25 + extra) * view.unit, opacity=opacity)
             stroke(canvas, np.stack([dots, dots], axis=1), shade, (4 + extra) * view.unit, opacity=opacity)
 
 
-def _segments(shapes: npt.NDArray[Any], view: _View) -> Floats:
+def outline_segments(shapes: npt.NDArray[Any], view: View) -> Floats:
     """Return the outlines, holes included, as segments (n, 2 ends, 2) in picture px, true to 0.1 px."""
     areal = shapely.get_dimensions(shapes) == 2
     lines = shapely.get_parts(np.where(areal, shapely.boundary(shapes), shapes))

@@ -1,4 +1,4 @@
-"""The two drawings of the report, as inline SVG: an interval on its axis, and a training curve."""
+"""The drawings of the Ki-67 report, as inline SVG: an interval on its axis, and a training curve."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pyhisto.metrics import Index
 
-__all__ = ["MOST_POINTS", "axis_limit", "curve_svg", "interval_svg"]
+__all__ = ["MOST_POINTS", "axis_limit", "curve_svg", "interval_svg", "nice_ticks"]
 
 _AXIS_LIMITS = (10.0, 20.0, 50.0, 100.0)
 MOST_POINTS = 120
@@ -102,7 +102,7 @@ def curve_svg(name: str, values: Sequence[float]) -> str:
     if not points:
         return ""
     left, right, top, base = 58.0, 500.0, 16.0, 190.0
-    ticks = _nice_ticks(min(0.0, *(p[1] for p in points)), max(p[3] for p in points))
+    ticks = nice_ticks(min(0.0, *(p[1] for p in points)), max(p[3] for p in points))
     last = max(len(values) - 1, 1)
 
     def at(step: float, value: float) -> str:
@@ -129,10 +129,10 @@ def curve_svg(name: str, values: Sequence[float]) -> str:
     return "".join(parts) + "</svg>"
 
 
-def _nice_ticks(low: float, high: float) -> list[float]:
+def nice_ticks(low: float, high: float) -> list[float]:
     """Return three to seven round numbers that enclose a range.
 
-    >>> _nice_ticks(0.0, 1.3)
+    >>> nice_ticks(0.0, 1.3)
     [0.0, 0.5, 1.0, 1.5]
     """
     span = high - low or abs(high) or 1.0
