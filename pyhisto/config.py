@@ -50,6 +50,8 @@ def from_mapping(cls: type[T], data: Mapping[str, Any], where: str) -> T:
         return cls(**values)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error.found}", expected=error.expected, remedy=error.remedy) from error
 
 
 def _convert(value: Any, wanted: Any, where: str) -> Any:

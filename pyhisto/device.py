@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 from pyhisto.errors import ConfigError
 
-__all__ = ["available_devices", "check_device", "fast_bfloat16"]
+__all__ = ["available_devices", "check_device", "fast_bfloat16", "memory_gib"]
 
 
 def available_devices() -> list[tuple[str, str]]:
@@ -50,3 +52,14 @@ def fast_bfloat16(device: str) -> bool:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
+
+
+def memory_gib(device: str) -> float:
+    """Return the memory of a device in GiB: that of the GPU, else of the machine; 8 where it cannot be known."""
+    if device == "cuda":
+        import torch
+
+        return float(torch.cuda.get_device_properties(0).total_memory) / 2**30
+    if not hasattr(os, "sysconf"):
+        return 8.0
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

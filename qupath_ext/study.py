@@ -1,20 +1,48 @@
-"""A study: all settings of the demonstration in one TOML file, ``projects/<study>/study.toml``."""
+"""Studies: all settings of a training, or of the demonstration, in one TOML file."""
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from pyhisto.config import from_mapping
-from pyhisto.dataset import Augmentation, CellTask, TumourTask
+from pyhisto.dataset import Augmentation, BoundaryWeights, CellTask, Sampling, TissueTask
 from pyhisto.errors import ConfigError
+from pyhisto.models import BACKBONE_PREFIX, MODELS, check_tile_size
 from pyhisto.nuclei import CellDetectionSettings
 from pyhisto.synth import AnnotationHabits
-from pyhisto.train import TrainSettings
+from pyhisto.train.settings import TrainSettings
 
-__all__ = ["ModelStudy", "SlideStudy", "Study", "load_study"]
+__all__ = [
+    "POSTPROCESSING",
+    "Kind",
+    "LabelStudy",
+    "ModelStudy",
+    "SlideStudy",
+    "Study",
+    "TrainStudy",
+    "load_study",
+    "load_train_study",
+]
+
+Kind = Literal["cells", "tissue"]
+"""What is learnt: where the cells of each class are, or which tissue lies where."""
+
+POSTPROCESSING: dict[Kind, dict[str, float]] = {
+    "cells": {"threshold": 0.35, "sigma_um": 1.0, "min_distance_um": 3.0, "reach_um": 7.0, "core_um": 1.5},
+    "tissue": {
+        "threshold": 0.5,
+        "sigma_um": 4.0,
+        "min_area_um2": 2000.0,
+        "min_hole_area_um2": 500.0,
+        "simplify_um": 1.0,
+    },
+}
+"""How the output of each kind of model becomes objects, where a study does not say."""
 
 
 @dataclass(frozen=True)
@@ -29,58 +57,188 @@ class SlideStudy:
 
 @dataclass(frozen=True)
 class ModelStudy:
-    """One model: its network, its input, how it is trained, and how its output becomes objects.
+    """The network and its input.
 
     Attributes
     ----------
     architecture, decoder_channels
-        Network of :data:`pyhisto.models.MODELS` and the channels of its decoder.
+        Network of :data:`pyhisto.models.MODELS` and the channels of its decoder, coarse to fine.
     encoder_weights
         ``"random"``, ``"imagenet"`` or a file.
     mpp, tile_size, overlap
         Tiles: µm/px, side, and margin that is predicted but not used, px.
-    training, augmentation, postprocessing
-        See :class:`pyhisto.train.TrainSettings`, :class:`pyhisto.dataset.Augmentation` and
-        :class:`pyhisto.bundle.ModelSpec`.
+    regions
+        Empty for one softmax output a class. Else one sigmoid output a region, each a list of the classes that it
+        covers, a later one inside an earlier (region-based training, Isensee 2021); nuclei go by the name of their
+        class, their membranes by that name and ``" membrane"``.
     """
 
-    architecture: str
-    postprocessing: Mapping[str, float]
+    architecture: str = "unet-resnet34"
     decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16)
     encoder_weights: str = "random"
     mpp: float = 0.5
     tile_size: int = 256
     overlap: int = 32
-    training: TrainSettings = field(default_factory=TrainSettings)
+    regions: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.architecture not in MODELS and not self.architecture.startswith(BACKBONE_PREFIX):
+            known = f"one of {', '.join(sorted(MODELS))}, or {BACKBONE_PREFIX}<backbone>"
+            raise ConfigError(f"unknown model {self.architecture!r}", expected=known)
+        if not 0 < self.mpp < math.inf:
+            raise ConfigError(f"mpp = {self.mpp} µm/px", expected="a pixel size above 0")
+        check_tile_size(self.architecture, self.tile_size, self.decoder_channels)
+        if not 0 <= self.overlap < self.tile_size / 2:
+            raise ConfigError(f"overlap = {self.overlap} px", expected="from 0 to less than half of tile_size")
+
+
+@dataclass(frozen=True)
+class LabelStudy:
+    """What the objects of a project say.
+
+    Attributes
+    ----------
+    training, validation
+        Classes of areas in which everything counts as labelled; what lies in a validation area is never learnt from.
+    detections
+        Whether detections and cells of the classes that lie in such an area are truth as well. Those that a person
+        corrected after an analysis always are.
+    tumour
+        Cells: class of areas in which cells are not labelled but by objects of their own; areas of other classes hold
+        none.
+    nucleus_radius_um, membrane_um
+        Cells: radius of the disc that a point becomes, and width of the border of a nucleus.
+    """
+
+    training: str = "Training"
+    validation: str = "Validation"
+    detections: bool = False
+    tumour: str = "Tumor"
+    nucleus_radius_um: float = 2.5
+    membrane_um: float = 2.0
+
+
+@dataclass(frozen=True)
+class TrainStudy:
+    """Everything about the training of one model.
+
+    Attributes
+    ----------
+    kind
+        ``"cells"`` or ``"tissue"``.
+    classes
+        QuPath classes to learn; background is not one of them.
+    name
+        What the model is called in its card.
+    patient_key
+        Entry metadata that names the patient; an image without it is a patient by its slide.
+    validation
+        Share of the patients to validate on, where no split is given.
+    validation_windows
+        Most windows of the validation areas that are looked at each time.
+    model, labels, sampling, augmentation, training, boundary
+        See :class:`ModelStudy`, :class:`LabelStudy`, :class:`pyhisto.dataset.Sampling`,
+        :class:`pyhisto.dataset.Augmentation`, :class:`pyhisto.train.TrainSettings` and
+        :class:`pyhisto.dataset.BoundaryWeights`.
+    postprocessing
+        Numbers that turn the output into objects; what is not given is as in :data:`POSTPROCESSING`.
+    """
+
+    kind: Kind
+    classes: tuple[str, ...]
+    name: str = ""
+    patient_key: str = "Patient"
+    validation: float = 0.2
+    validation_windows: int = 24
+    model: ModelStudy = field(default_factory=ModelStudy)
+    labels: LabelStudy = field(default_factory=LabelStudy)
+    sampling: Sampling = field(default_factory=Sampling)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    training: TrainSettings = field(default_factory=TrainSettings)
+    boundary: BoundaryWeights | None = None
+    postprocessing: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.classes or len(set(self.classes)) < len(self.classes) or not all(self.classes):
+            raise ConfigError(f"classes = {list(self.classes)}", expected="one name or more, each once")
+        if not 0 <= self.validation < 1:
+            raise ConfigError(f"validation = {self.validation}", expected="a share from 0 to less than 1")
+        if self.validation_windows < 1:
+            raise ConfigError(f"validation_windows = {self.validation_windows}", expected="1 or more")
+        known = POSTPROCESSING[self.kind]
+        for key, value in self.postprocessing.items():
+            if key not in known:
+                raise ConfigError(f"[postprocessing]: unknown key {key!r}", expected=f"one of {', '.join(known)}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ConfigError(f"[postprocessing]: {key} is {value!r}", expected="a number from 0")
+        self._check_loss()
+        self.task()
+
+    def _check_loss(self) -> None:
+        """Refuse a loss that does not go with the rest."""
+        wants = self.training.loss.name == "boundary-cross-entropy"
+        if wants and self.boundary is None:
+            raise ConfigError(
+                "the loss boundary-cross-entropy without boundary weights", remedy="add a table [boundary]"
+            )
+        if self.boundary is not None and not wants:
+            raise ConfigError(
+                f"[boundary] with the loss {self.training.loss.name!r}", expected="the loss boundary-cross-entropy"
+            )
+        if self.boundary is not None and self.kind != "cells":
+            raise ConfigError("[boundary] for tissue", expected="cells, whose borders touch")
+
+    def task(self) -> CellTask | TissueTask:
+        """Return what is learnt from the annotations."""
+        labels = self.labels
+        if self.kind == "tissue":
+            return TissueTask(self.classes, training=labels.training, validation=labels.validation)
+        return CellTask(
+            self.classes,
+            nucleus_radius_um=labels.nucleus_radius_um,
+            membrane_um=labels.membrane_um,
+            tumour=labels.tumour,
+            training=labels.training,
+            validation=labels.validation,
+        )
+
+    def postprocessing_numbers(self) -> dict[str, float]:
+        """Return all numbers of the post-processing."""
+        return {**POSTPROCESSING[self.kind], **self.postprocessing}
 
 
 @dataclass(frozen=True)
 class Study:
     """All settings of the Ki-67 demonstration."""
 
-    tumour: ModelStudy
-    cells: ModelStudy
+    tumour: TrainStudy
+    cells: TrainStudy
     seed: int = 0
     slides: SlideStudy = field(default_factory=SlideStudy)
     annotations: AnnotationHabits = field(default_factory=AnnotationHabits)
-    tumour_task: TumourTask = field(default_factory=TumourTask)
-    cell_task: CellTask = field(default_factory=CellTask)
     detection: CellDetectionSettings = field(default_factory=CellDetectionSettings)
 
 
 def load_study(path: Path) -> Study:
-    """Read a study.
+    """Read the study of a demonstration.
 
     Raises
     ------
     ConfigError
         If the file does not exist, is no TOML, or a key is unknown, missing or of another type.
     """
+    return from_mapping(Study, _read(path, "projects/ki67/study.toml"), path.name)
+
+
+def load_train_study(path: Path) -> TrainStudy:
+    """Read the study of a training; raises like :func:`load_study`."""
+    return from_mapping(TrainStudy, _read(path, "what qupath-ext train --plan writes"), path.name)
+
+
+def _read(path: Path, example: str) -> dict[str, Any]:
     if not path.is_file():
-        raise ConfigError(f"study {path} does not exist", expected="a TOML file such as projects/ki67/study.toml")
+        raise ConfigError(f"study {path} does not exist", expected=f"a TOML file such as {example}")
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no TOML ({error})") from error
-    return from_mapping(Study, data, path.name)

@@ -15,11 +15,17 @@ import qupath_ext
 __all__ = ["Cli", "main"]
 
 COMMANDS = {
+    "annotate": "qupath_ext.cli.annotate:annotate",
+    "calibrate": "qupath_ext.cli.calibrate:calibrate",
+    "dataset": "qupath_ext.cli.dataset:dataset",
     "demo": "qupath_ext.cli.demo:demo",
     "doctor": "qupath_ext.cli.doctor:doctor",
+    "evaluate": "qupath_ext.cli.evaluate:evaluate",
     "ki67": "qupath_ext.cli.ki67:ki67",
     "project": "qupath_ext.cli.project:project",
     "runs": "qupath_ext.cli.runs:runs",
+    "split": "qupath_ext.cli.split:split",
+    "train": "qupath_ext.cli.train:train",
 }
 """Name of each command to ``module:function``."""
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qupath_ext.entry import ImageEntry
     from qupath_ext.project import Project
 
-__all__ = ["backend_option", "open_for_command", "wanted_entries"]
+__all__ = ["backend_option", "open_for_command", "view_options", "wanted_entries"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,6 +28,48 @@ def backend_option(command: F) -> F:
         show_default=True,
         help="QuPath's own classes (paquo), no Java (native), or paquo where QuPath is found (auto).",
     )(command)
+
+
+def _nucleus_size(ctx: click.Context, param: click.Parameter, value: str) -> float | str:
+    """Return ``auto``, ``none`` or a number of µm."""
+    del ctx, param
+    if value in ("auto", "none"):
+        return value
+    try:
+        return float(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not auto, none or a number of µm") from error
+
+
+def view_options(command: F) -> F:
+    """Add the options that say how a network sees slides of another laboratory."""
+    options = (
+        click.option(
+            "--nucleus-size-um",
+            callback=_nucleus_size,
+            default="auto",
+            metavar="auto|none|µm",
+            show_default=True,
+            help="Median nucleus diameter of the slides, to which networks are adapted; auto: where clearly another.",
+        ),
+        click.option(
+            "--stain-normalisation",
+            type=click.Choice(["auto", "none", "macenko"]),
+            default="auto",
+            show_default=True,
+            help="Give networks the stain colours they were trained on; auto: no.",
+        ),
+        click.option(
+            "--classify",
+            type=click.Choice(["auto", "network", "dab"]),
+            default="auto",
+            show_default=True,
+            help="Positive or negative by the network or by the DAB of the nucleus; auto: DAB on unfamiliar slides.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 def open_for_command(path: Path, backend: str) -> Project:

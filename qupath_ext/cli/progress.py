@@ -17,10 +17,13 @@ class StageProgress:
     ----------
     enabled
         Show anything at all.
+    unit
+        What is counted.
     """
 
-    def __init__(self, enabled: bool = True) -> None:
+    def __init__(self, enabled: bool = True, unit: str = "window") -> None:
         self._enabled = enabled
+        self._unit = unit
         self._stage = ""
         self._bar: tqdm[Any] | None = None
 
@@ -31,7 +34,7 @@ class StageProgress:
         if self._bar is None or stage != self._stage or done < self._bar.n:
             self.close()
             self._stage = stage
-        bar = self._bar or tqdm(total=total, desc=stage, unit="window", leave=False)
+        bar = self._bar or tqdm(total=total, desc=stage, unit=self._unit, leave=False)
         bar.update(done - bar.n)
         self._bar = bar
 

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -25,11 +26,9 @@ import geopandas as gpd
 import numpy as np
 import shapely
 
-from pyhisto.bundle import Bundle, ModelSpec, load_bundle
-from pyhisto.dataset import Task
+from pyhisto.bundle import Bundle, load_bundle
 from pyhisto.errors import ConfigError
 from pyhisto.metrics import DetectionScore, dice, score_detections
-from pyhisto.models import MODELS
 from pyhisto.objects import load_objects, save_objects
 from pyhisto.slide import Slide
 from pyhisto.stain import H_DAB, estimate_background
@@ -38,10 +37,12 @@ from qupath_ext.errors import ProjectExistsError
 from qupath_ext.frames import to_stains
 from qupath_ext.project import Project, create_project, open_project, pack_rgb
 from qupath_ext.report import TruthReport
-from qupath_ext.study import ModelStudy, Study
-from qupath_ext.workflows.ki67 import CLASSES, ImageResult, Ki67Settings, Progress, annotate_project
+from qupath_ext.study import Study
+from qupath_ext.workflows.images import Progress
+from qupath_ext.workflows.ki67 import CLASSES, ImageResult, Ki67Settings, annotate_project
 from qupath_ext.workflows.reporting import write_ki67_report
-from qupath_ext.workflows.training import cell_spec, train_bundle, training_images, tumour_spec
+from qupath_ext.workflows.training import MODEL_KINDS, train_bundle
+from qupath_ext.workflows.trainingdata import Source, training_images
 
 __all__ = ["DemoResult", "Score", "run_demo", "score_result"]
 
@@ -170,9 +171,9 @@ def _check_study(study: Study) -> None:
     if study.slides.training < 1:
         raise ConfigError(f"{study.slides.training} training slides", expected="1 or more")
     _slide_settings(study)
-    for part in (study.tumour, study.cells):
-        if part.architecture not in MODELS:
-            raise ConfigError(f"unknown model {part.architecture!r}", expected=f"one of {', '.join(sorted(MODELS))}")
+    if (study.tumour.kind, study.cells.kind) != ("tissue", "cells"):
+        kinds = f"[tumour] of the kind {study.tumour.kind!r} and [cells] of {study.cells.kind!r}"
+        raise ConfigError(kinds, expected="'tissue' and 'cells'")
 
 
 def _make_slides(folder: Path, study: Study, state: _State, say: Say) -> None:
@@ -229,41 +230,36 @@ def _train_models(
     folder: Path, study: Study, project: Project, say: Say
 ) -> tuple[Bundle, Bundle, dict[str, list[float]]]:
     """Train both models from the annotations in the project, unless their bundles are there already."""
-    entries = [entry for entry in project.entries if entry.metadata.get("Set") == "training"]
+    sources = [Source(project, entry) for entry in project.entries if entry.metadata.get("Set") == "training"]
     curves: dict[str, list[float]] = {}
     bundles = []
-    parts: list[tuple[str, Task, ModelSpec, ModelStudy]] = [
-        ("tumour", study.tumour_task, tumour_spec(study.tumour, study.tumour_task), study.tumour),
-        ("cells", study.cell_task, cell_spec(study.cells, study.cell_task), study.cells),
-    ]
-    for name, task, spec, part in parts:
+    for name, part in (("tumour", study.tumour), ("cells", study.cells)):
         place, work = folder / "models" / name, folder / "training" / name
-        if place.is_dir():
-            bundles.append(load_bundle(place, kind=spec.kind))
-        else:
+        if not place.is_dir():
             say(f"train the {name} model from the project's annotations")
             seeded = dataclasses.replace(
                 part, training=dataclasses.replace(part.training, seed=part.training.seed + study.seed)
             )
-            about = {"annotations": f"{len(entries)} synthetic slides, annotated through a QuPath project"}
-            train_bundle(training_images(entries), task, spec, seeded, folder=place, work=work, about=about)
-            (work / "checkpoint.pt").unlink(missing_ok=True)
-            bundles.append(load_bundle(place, kind=spec.kind))
+            about = {"annotations": f"{len(sources)} synthetic slides, annotated through a QuPath project"}
+            train_bundle(training_images(sources, part.labels), seeded, folder=place, work=work, about=about)
+        bundles.append(load_bundle(place, kind=MODEL_KINDS[part.kind]))
         curves[name] = _read_curve(work / "curve.csv")
     return bundles[0], bundles[1], curves
 
 
 def _read_curve(path: Path) -> list[float]:
+    """Return the loss of each step; row 0, where there is one, has none."""
     if not path.is_file():
         return []
-    return [float(line.split(",")[1]) for line in path.read_text("utf-8").splitlines()[1:]]
+    with path.open(encoding="utf-8", newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
 
 
 def _annotate_held_out(
     project: Project, study: Study, tumour: Bundle, cells: Bundle, progress: Progress | None
 ) -> ImageResult:
     entry = project.entry(f"{HELD_OUT}.tif")
-    settings = Ki67Settings(stains="project", detection=study.detection, tumour_class=study.tumour_task.tumour)
+    settings = Ki67Settings(stains="project", detection=study.detection, tumour_class=study.tumour.classes[0])
     (outcome,) = annotate_project(project, [entry], settings, tumour=tumour, cells=cells, progress=progress)
     if isinstance(outcome, ImageResult):
         return outcome

@@ -1,147 +1,306 @@
-"""From the annotations in QuPath projects to a model bundle."""
+"""From annotated slides to a model bundle."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from pyhisto.bundle import Bundle, ModelClass, ModelSpec, save_bundle
-from pyhisto.dataset import CellTask, PatchDataset, Task, TrainingImage, TumourTask
+from pyhisto.classes import CLASS_COLORS
+from pyhisto.dataset import PatchDataset, TrainingImage, ValidationDataset, check_leakage, labelled_areas
+from pyhisto.errors import BundleError, ConfigError, TrainingError
 from pyhisto.models import build_model
-from pyhisto.train import train
-from qupath_ext.frames import slide_mpp, to_slide_frame
-from qupath_ext.project import ImageEntry
-from qupath_ext.study import ModelStudy
+from pyhisto.nuclei.survey import training_references
+from pyhisto.train import TrainResult, train
+from pyhisto.train.checkpoint import BEST, LAST
+from pyhisto.train.distributed import is_first
+from qupath_ext.study import TrainStudy
 
-__all__ = ["cell_spec", "train_bundle", "training_images", "tumour_spec"]
+__all__ = ["MODEL_KINDS", "TrainedBundle", "initial_network", "model_spec", "train_bundle"]
+
+MODEL_KINDS = {"cells": "cell_detection", "tissue": "tissue_segmentation"}
+"""Kind of a study to that of its model."""
+
+DOCUMENTS = ("study.toml", "split.json", "train.log", "curve.csv", "curve.png")
+"""Files of the work folder that the bundle keeps beside its model card."""
+
+GOLDEN_TILES = 8
+"""Tiles of which one is kept in the bundle as its self-check."""
+
+Say = Callable[[str], None]
 
 
-def training_images(entries: Iterable[ImageEntry]) -> list[TrainingImage]:
-    """Return the slides of a project's images with their objects, level-0 px of the slide.
+@dataclass(frozen=True)
+class TrainedBundle:
+    """What a training made: the bundle (None but in the first process), and how it went."""
+
+    bundle: Bundle | None
+    result: TrainResult
+
+
+def model_spec(study: TrainStudy, init: ModelSpec | None = None) -> ModelSpec:
+    """Return the description of the model that a study trains.
+
+    Parameters
+    ----------
+    study
+        The study.
+    init
+        The model to go on from: its network and its pre-processing stand in for the study's.
 
     Raises
     ------
-    ProjectError
-        If a slide is missing or the data of an image cannot be read.
+    ConfigError
+        If a region names a class that the model does not have.
+    BundleError
+        If the model to go on from is of another kind, or the regions do not fit the classes.
     """
-    return [
-        TrainingImage(
-            path=entry.slide_path,
-            objects=to_slide_frame(entry.read_objects(), entry),
-            mpp=slide_mpp(entry),
-            crop_to_bounds=entry.crop_to_bounds,
-            series=entry.slide_series,
-        )
-        for entry in entries
-    ]
-
-
-def tumour_spec(study: ModelStudy, task: TumourTask) -> ModelSpec:
-    """Return the description of a model that segments tumour."""
-    classes = (ModelClass("background"), ModelClass("tumour", task.tumour, (200, 0, 0)))
-    return _spec("tumour_segmentation", study, classes)
-
-
-def cell_spec(study: ModelStudy, task: CellTask) -> ModelSpec:
-    """Return the description of a model that finds positive and negative nuclei."""
-    classes = (
-        ModelClass("background"),
-        ModelClass("positive nucleus", task.positive, (200, 50, 50)),
-        ModelClass("membrane of a positive nucleus"),
-        ModelClass("negative nucleus", task.negative, (90, 90, 180)),
-        ModelClass("membrane of a negative nucleus"),
-    )
-    return _spec("cell_detection", study, classes)
-
-
-def _spec(kind: str, study: ModelStudy, classes: tuple[ModelClass, ...]) -> ModelSpec:
-    return ModelSpec(
+    kind = MODEL_KINDS[study.kind]
+    classes = [ModelClass("background")]
+    for name in study.classes:
+        color = CLASS_COLORS.get(name)
+        classes.append(ModelClass(name if study.kind == "tissue" else f"{name} nucleus", name, color))
+        if study.kind == "cells":
+            classes.append(ModelClass(f"{name} membrane"))
+    model = study.model
+    spec = ModelSpec(
         kind=kind,
-        architecture=study.architecture,
-        classes=classes,
-        mpp=study.mpp,
-        tile_size=study.tile_size,
-        overlap=study.overlap,
-        decoder_channels=study.decoder_channels,
-        postprocessing=dict(study.postprocessing),
+        architecture=model.architecture,
+        classes=tuple(classes),
+        mpp=model.mpp,
+        tile_size=model.tile_size,
+        overlap=model.overlap,
+        decoder_channels=model.decoder_channels,
+        regions=_regions(study, classes),
+        postprocessing=study.postprocessing_numbers(),
     )
+    if init is None:
+        return spec
+    if init.kind != kind:
+        raise BundleError(f"--init is a model for {init.kind}", expected=f"one for {kind}, as in the study")
+    kept = ["architecture", "mpp", "tile_size", "overlap", "decoder_channels", "channel_mean", "channel_std"]
+    if not spec.regions and [c.classification for c in init.classes] == [c.classification for c in classes]:
+        kept.append("regions")
+    return dataclasses.replace(spec, **{name: getattr(init, name) for name in kept})
 
 
-def train_bundle(
+def _regions(study: TrainStudy, classes: Sequence[ModelClass]) -> tuple[tuple[int, ...], ...]:
+    """Return the regions of a study as class numbers."""
+    numbers = {c.name: number for number, c in enumerate(classes) if number}
+    numbers |= {c.classification: number for number, c in enumerate(classes) if c.classification}
+    out = []
+    for region in study.model.regions:
+        unknown = [name for name in region if name not in numbers]
+        if unknown:
+            raise ConfigError(f"[model] regions: {unknown[0]!r}", expected=f"one of {', '.join(numbers)}")
+        out.append(tuple(numbers[name] for name in region))
+    return tuple(out)
+
+
+def initial_network(spec: ModelSpec, study: TrainStudy, init: Bundle | None, say: Say) -> nn.Module:
+    """Build the network that training starts from.
+
+    Parameters
+    ----------
+    spec
+        Description of the model to train.
+    study
+        For the seed and the encoder's weights.
+    init
+        The model to go on from; its output channels are found again by what they stand for.
+    say
+        Called with a line about what was taken over.
+    """
+    torch.manual_seed(study.training.seed)
+    options: dict[str, Any] = {"out_channels": spec.out_channels, "decoder_channels": spec.decoder_channels}
+    if init is None:
+        return build_model(spec.architecture, encoder_weights=study.model.encoder_weights, **options)
+    model = build_model(spec.architecture, **options)
+    old: dict[str, torch.Tensor] = torch.load(init.path / "models" / "model.pt", map_location="cpu", weights_only=True)
+    state = model.state_dict()
+    torch.manual_seed(study.training.seed)
+    other = build_model(spec.architecture, **{**options, "out_channels": spec.out_channels + 1}).state_dict()
+    heads = [name for name in state if state[name].shape != other[name].shape]
+    before = _channels(init.spec)
+    pairs = [(new, before.index(key)) for new, key in enumerate(_channels(spec)) if key in before]
+    for name in state:
+        if name not in heads:
+            state[name] = old[name]
+            continue
+        for new, there in pairs:
+            state[name][new] = old[name][there]
+    model.load_state_dict(state)
+    fresh = spec.out_channels - len(pairs)
+    head = "all output channels" if not fresh else f"{len(pairs)} of {spec.out_channels} output channels, the rest new"
+    say(f"going on from {init.path.name} ({init.sha256[:12]}): encoder, decoder and {head}")
+    say(f"  its pre-processing is kept: {spec.mpp:g} µm/px, tiles of {spec.tile_size} px, overlap {spec.overlap} px")
+    return model
+
+
+def _channels(spec: ModelSpec) -> list[Hashable]:
+    """Return what each output channel stands for, however the classes are numbered."""
+    keys: list[Hashable] = []
+    for number, model_class in enumerate(spec.classes):
+        if number == 0:
+            keys.append("background")
+        elif spec.kind == "cell_detection":
+            owner = spec.classes[number if number % 2 else number - 1].classification
+            keys.append((owner, "nucleus" if number % 2 else "membrane"))
+        else:
+            keys.append(model_class.classification or model_class.name)
+    return [frozenset(keys[number] for number in region) for region in spec.regions] if spec.regions else keys
+
+
+def train_bundle(  # noqa: PLR0913 - what a training is
     images: Sequence[TrainingImage],
-    task: Task,
-    spec: ModelSpec,
-    study: ModelStudy,
+    study: TrainStudy,
     *,
     folder: Path,
     work: Path,
     about: Mapping[str, Any],
-) -> tuple[Bundle, list[float]]:
+    device: str = "cpu",
+    init: Bundle | None = None,
+    begin: Callable[[], None] | None = None,
+    say: Say | None = None,
+) -> TrainedBundle:
     """Train a model from annotated slides and save it as a bundle.
 
     Parameters
     ----------
     images
-        Annotated slides.
-    task, spec, study
-        What is learnt, the model's description, and how it is trained.
+        Annotated slides, each with its patient and its part; those of the part ``"test"`` are left alone.
+    study
+        What is learnt and how.
     folder
         Where the bundle goes; must not exist.
     work
         Folder for checkpoints and the learning curve; a killed training goes on from there.
     about
         For the model card: where the annotations came from.
-
-    Returns
-    -------
-    bundle : Bundle
-        The trained model.
-    losses : list of float
-        The loss of each step.
+    device
+        ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    init
+        Model to go on from.
+    begin
+        Called in the first process when all was checked, the work folder is there, and the first step comes next. What
+        of :data:`DOCUMENTS` lies in the work folder in the end, the bundle keeps.
+    say
+        Called with lines about what happens.
 
     Raises
     ------
     TrainingError
-        If the annotations do not suffice or the training diverges.
+        If a patient stands in two parts, the annotations do not suffice or the training diverges.
     BundleError
         If the folder holds something already.
     """
-    settings = study.training
-    torch.manual_seed(settings.seed)
-    model = build_model(
-        spec.architecture,
-        out_channels=len(spec.classes),
-        decoder_channels=spec.decoder_channels,
-        encoder_weights=study.encoder_weights,
-    )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BundleError(f"{folder} exists already", remedy="choose another folder or remove it")
+    check_leakage(images)
+    settings, task = study.training, study.task()
+    spec = model_spec(study, None if init is None else init.spec)
+    learnt = [image for image in images if image.part == "train"]
+    if not learnt:
+        raise TrainingError("no image to train on", remedy="put some patients into the part train")
+    frame: dict[str, Any] = {"mpp": spec.mpp, "size": spec.tile_size}
     dataset = PatchDataset(
-        images,
+        learnt,
         task,
-        mpp=spec.mpp,
-        size=spec.tile_size,
+        **frame,
         length=settings.steps * settings.batch_size,
         seed=settings.seed,
         augmentation=study.augmentation,
+        sampling=study.sampling,
+        boundary=study.boundary,
     )
-    losses = train(model, dataset, spec, settings, work)
-    golden_tile, _ = PatchDataset(images, task, mpp=spec.mpp, size=spec.tile_size, length=1, seed=settings.seed)[0]
-    described = {
-        "slides": len(images),
-        "patches": settings.steps * settings.batch_size,
-        "seed": settings.seed,
-        "encoder weights": study.encoder_weights,
-        "final loss": round(losses[-1], 4),
-        **about,
-    }
+    judged = [image for image in images if image.part != "test" and labelled_areas(image, task, "validation")]
+    windows = (
+        ValidationDataset(judged, task, **frame, limit=study.validation_windows, boundary=study.boundary)
+        if judged
+        else None
+    )
+    say = say or _say_nothing
+    say(_plain_numbers(learnt, images, None if windows is None else len(windows)))
+    network = initial_network(spec, study, init, say)
+    if is_first():
+        work.mkdir(parents=True, exist_ok=True)
+        if begin is not None:
+            begin()
+    result = train(network, dataset, spec, settings, work, validation=windows, device=device)
+    for row in result.validation:
+        say(f"step {row.step}: validation loss {row.loss:.4f}, Dice {row.mean_dice:.4f} ({_figures(row.dice)})")
+    if not is_first():
+        return TrainedBundle(None, result)
+    diameter, stains = training_references(learnt)
+    spec = dataclasses.replace(
+        spec,
+        nucleus_diameter_um=diameter,
+        stains=stains,
+        init={} if init is None else {"name": init.path.name, "sha256": init.sha256},
+    )
+    golden = PatchDataset(learnt, task, **frame, length=GOLDEN_TILES, seed=settings.seed, sampling=study.sampling)
     bundle = save_bundle(
         folder,
-        model,
+        network.cpu(),
         spec,
-        golden_tile=golden_tile,
-        description=f"{spec.architecture} for {spec.kind.replace('_', ' ')}, trained from QuPath annotations.",
-        training=described,
+        golden_tile=np.stack([golden[number][0] for number in range(GOLDEN_TILES)]),
+        description=f"{study.name or spec.architecture}: {spec.architecture} for {spec.kind.replace('_', ' ')}, "
+        "trained from QuPath annotations.",
+        training={**_described(images, study, init, result), **about},
+        documents=[work / name for name in DOCUMENTS if (work / name).is_file()],
     )
-    return bundle, losses
+    for name in (LAST, BEST):
+        (work / name).unlink(missing_ok=True)
+    return TrainedBundle(bundle, result)
+
+
+def _say_nothing(line: str) -> None:
+    del line
+
+
+def _figures(dice: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in dice.items())
+
+
+def _plain_numbers(learnt: Sequence[TrainingImage], images: Sequence[TrainingImage], windows: int | None) -> str:
+    """Return in one line what is trained and validated on."""
+    parts = {part: {i.patient for i in images if i.part == part} for part in ("train", "validation", "test")}
+    counts = ", ".join(f"{len(patients)} {part}" for part, patients in parts.items() if patients)
+    validation = f"{windows} validation windows" if windows else "no validation: the last weights are kept"
+    return f"{len(learnt)} images to train on; patients: {counts}; {validation}"
+
+
+def _described(
+    images: Sequence[TrainingImage], study: TrainStudy, init: Bundle | None, result: TrainResult
+) -> dict[str, Any]:
+    """Return what was trained on and how it went, for the model card."""
+    settings = study.training
+    started = study.model.encoder_weights if init is None else f"{init.path.name} (sha256 {init.sha256})"
+    out: dict[str, Any] = {
+        "slides": sum(image.part == "train" for image in images),
+        "patients": {
+            part: sorted({image.patient or image.title for image in images if image.part == part})
+            for part in ("train", "validation", "test")
+        },
+        "classes": list(study.classes),
+        "started from": started,
+        "steps": f"{len(result.losses)} of {settings.steps}, {settings.batch_size} patches each",
+        "seed": settings.seed,
+        "loss": f"{settings.loss.name}, at the end {np.mean(result.losses[-10:]):.4f}",
+    }
+    best = next((row for row in result.validation if row.step == result.best_step), None)
+    if best is not None:
+        out["validation"] = {
+            "step": best.step,
+            "mean Dice": round(best.mean_dice, 4),
+            **{f"Dice {name}": round(value, 4) for name, value in best.dice.items()},
+        }
+    out["settings"] = dataclasses.asdict(study)
+    return out

@@ -29,18 +29,16 @@ height = 640
 rectangles = 2
 rectangle_um = 120.0
 [tumour]
-architecture = "unet-densenet121"
-decoder_channels = [16, 16, 8, 8, 8]
-tile_size = 64
-overlap = 8
-training = { steps = 2, batch_size = 2, workers = 0 }
+kind = "tissue"
+classes = ["Tumor"]
+model = { architecture = "unet-densenet121", decoder_channels = [16, 16, 8, 8, 8], tile_size = 64, overlap = 8 }
+training = { steps = 6, batch_size = 2, learning_rate = 1e-2, workers = 0 }
 postprocessing = { threshold = 0.2, sigma_um = 4.0, min_area_um2 = 200.0, min_hole_area_um2 = 50.0, simplify_um = 1.0 }
 [cells]
-architecture = "unet-resnet34"
-decoder_channels = [16, 16, 8, 8, 8]
-tile_size = 64
-overlap = 8
-training = { steps = 2, batch_size = 2, workers = 0 }
+kind = "cells"
+classes = ["Tumor: Positive", "Tumor: Negative"]
+model = { architecture = "unet-resnet34", decoder_channels = [16, 16, 8, 8, 8], tile_size = 64, overlap = 8 }
+training = { steps = 6, batch_size = 2, learning_rate = 1e-2, workers = 0 }
 postprocessing = { threshold = 0.2, sigma_um = 1.0, min_distance_um = 3.0, reach_um = 7.0, core_um = 1.5 }
 """
 
@@ -50,7 +48,7 @@ def run(folder: Path, study: str = MINIATURE, *options: str) -> Result:
     path.write_text(study, "utf-8")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("pyhisto.bundle.fast_bfloat16", lambda device: False)
-        patched.setattr("pyhisto.train.fast_bfloat16", lambda device: False)
+        patched.setattr("pyhisto.train.loop.fast_bfloat16", lambda device: False)
         return CliRunner().invoke(main, ["demo", str(folder), "--study", str(path), *options])
 
 
@@ -75,7 +73,7 @@ def test_everything_is_there(finished: tuple[Path, Result]) -> None:
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     assert set(summary["truth"]) == {"ki67_percent", "tumour_dice", "positive_f1", "negative_f1"}
     kinds = [read_spec(folder / "models" / name)[0].kind for name in ("tumour", "cells")]
-    assert kinds == ["tumour_segmentation", "cell_detection"]
+    assert kinds == ["tissue_segmentation", "cell_detection"]
 
 
 def test_the_project_holds_annotations_for_training_and_the_result(finished: tuple[Path, Result]) -> None:

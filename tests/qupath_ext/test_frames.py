@@ -38,8 +38,8 @@ from qupath_ext.frames import (
 )
 from qupath_ext.native.builderframe import builder_size
 from qupath_ext.native.builders import file_uri, make_builder
-from qupath_ext.project import H_DAB, H_E, ImageEntry
-from qupath_ext.workflows.training import training_images
+from qupath_ext.project import H_DAB, H_E, ImageEntry, open_project
+from qupath_ext.workflows.trainingdata import Source, training_images
 
 WIDTH, HEIGHT = 128, 96
 
@@ -170,7 +170,8 @@ def test_one_of_several_images_of_a_file(tmp_path: Path, unique: tuple[Path, Any
     np.testing.assert_array_equal(shown_by(entry)[0], np.rot90(second, -1))
     with open_slide(entry) as slide:
         assert slide.mpp == pytest.approx((0.3, 0.7))
-    (image,) = training_images([entry])
+    project = open_project(tmp_path, backend="native")
+    (image,) = training_images([Source(project, project.entries[0])])
     assert image.series == 1
     with pytest.raises(UnsupportedSlideError, match="series 2"):
         open_slide(entry_of(tmp_path, {**leaf, "args": ["--series", "2"]}))

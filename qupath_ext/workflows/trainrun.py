@@ -1,0 +1,238 @@
+"""A training as a user starts it: from projects, a study and a split to a bundle; killed, it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pyhisto.bundle import Bundle
+from pyhisto.dataset import Split, TrainingImage, check_leakage, read_split, write_split
+from pyhisto.dataset.images import labelled_objects
+from pyhisto.device import check_device
+from pyhisto.errors import BundleError, ConfigError, TrainingError
+from pyhisto.plan import Network
+from pyhisto.train.distributed import is_first
+from qupath_ext.study import LabelStudy, TrainStudy, load_train_study
+from qupath_ext.workflows.planning import Planned, Wanted, machine, plan_study
+from qupath_ext.workflows.splitting import described, split_by_training
+from qupath_ext.workflows.training import TrainedBundle, train_bundle
+from qupath_ext.workflows.trainingdata import Source, training_images
+
+__all__ = ["TrainRun", "plan_run", "run_training"]
+
+STUDY, SPLIT, LOG = "study.toml", "split.json", "train.log"
+"""Files of the work folder beside checkpoints and curves."""
+
+FINE_TUNE_BATCH = 8
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """What a training is made of.
+
+    Attributes
+    ----------
+    sources
+        The images.
+    output
+        Folder of the bundle.
+    work
+        Folder for checkpoints, split and log; None for ``<output>.training``, which is removed in the end.
+    study
+        Study file; None to plan one (see `wanted` and `minutes`).
+    split
+        Split file; None for the one in the work folder, which is made there if need be.
+    init
+        Model to go on from.
+    device
+        ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    wanted, minutes
+        What is decided before a plan is made, and the time for the training.
+    """
+
+    sources: Sequence[Source]
+    output: Path
+    work: Path | None = None
+    study: Path | None = None
+    split: Path | None = None
+    init: Bundle | None = None
+    device: str = "cpu"
+    wanted: Wanted = field(default_factory=Wanted)
+    minutes: float = 20.0
+
+    @property
+    def folder(self) -> Path:
+        """The work folder."""
+        return self.work or self.output.with_name(f"{self.output.name}.training")
+
+
+class _Log:
+    """Says lines, and adds them to a file once its folder is there."""
+
+    def __init__(self, path: Path, say: Say) -> None:
+        self._path = path
+        self._say = say
+        self._waiting: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        if not is_first():
+            return
+        self._say(line)
+        self._waiting.append(line)
+        if self._path.parent.is_dir():
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{waiting}\n" for waiting in self._waiting)
+            self._waiting.clear()
+
+
+def plan_run(run: TrainRun, say: Say) -> Planned:
+    """Plan a training from the annotations of all patients but those to test on.
+
+    Parameters
+    ----------
+    run
+        What the training is made of.
+    say
+        Called with lines about what is probably not meant.
+
+    Raises
+    ------
+    TrainingError
+        If the annotations do not suffice.
+    ConfigError
+        If the device is not there or the split does not fit.
+    """
+    check_device(run.device)
+    wanted = run.wanted if run.init is None else _as_before(run.wanted, run.init)
+    images = _images(run.sources, wanted.labels, wanted.patient_key, say)
+    if run.split is not None:
+        images = _divided(images, read_split(run.split))
+    seen = [image for image in images if image.part != "test"]
+    if not seen:
+        raise TrainingError("all patients of the split are to test on", expected="some to train on")
+    return plan_study(seen, machine(run.device, run.minutes), wanted)
+
+
+def run_training(run: TrainRun, say: Say) -> TrainedBundle:
+    """Train a model and save it as a bundle, or go on with a training that was interrupted.
+
+    Nothing is written before all that can be checked was.
+
+    Parameters
+    ----------
+    run
+        What the training is made of.
+    say
+        Called with lines about what happens.
+
+    Raises
+    ------
+    BundleError
+        If the output folder holds something already, or the model to go on from does not fit.
+    ConfigError
+        If the study, the split or the device cannot be used.
+    TrainingError
+        If the split lacks a patient or leaks, the annotations do not suffice, or the training diverges.
+    """
+    if run.output.exists() and (not run.output.is_dir() or any(run.output.iterdir())):
+        raise BundleError(f"{run.output} exists already", remedy="choose another folder or remove it")
+    check_device(run.device)
+    log = _Log(run.folder / LOG, say)
+    study, text = _study(run, log)
+    own = run.folder / SPLIT
+    source = run.split or (own if own.is_file() else None)
+    images = _images(run.sources, study.labels, study.patient_key, log)
+    patients = [image.patient for image in images]
+    split = read_split(source) if source else split_by_training(patients, study.validation, study.training.seed)
+    images = _divided(images, split)
+    log(f"split: {source}" if source else f"split: made, and kept in {own}")
+    for line in described(split, patients):
+        log(f"  {line}")
+    if not split.of_part("test"):
+        log("  no patient to test on; qupath-ext split sets some aside before the training")
+
+    def begin() -> None:
+        (run.folder / STUDY).write_text(text, "utf-8")
+        if source is None:
+            write_split(own, split)
+        elif source != own:
+            shutil.copyfile(source, own)
+
+    trained = train_bundle(
+        images,
+        study,
+        folder=run.output,
+        work=run.folder,
+        about={"projects": sorted({source.project.path.parent.name for source in run.sources})},
+        device=run.device,
+        init=run.init,
+        begin=begin,
+        say=log,
+    )
+    if run.work is None and is_first():
+        shutil.rmtree(run.folder)
+    return trained
+
+
+def _study(run: TrainRun, say: Say) -> tuple[TrainStudy, str]:
+    """Return the study and its text: as given, as planned before the training was interrupted, or planned now."""
+    kept = run.folder / STUDY
+    path = run.study or (kept if kept.is_file() else None)
+    if path is not None:
+        say(f"study: {path}")
+        return load_train_study(path), path.read_text("utf-8")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("several processes without a study", remedy="plan one first: qupath-ext train --plan")
+    planned = plan_run(run, say)
+    say("study: planned from the annotations")
+    for decision in planned.decisions:
+        say(f"  {decision.reason}")
+    return planned.study, planned.text()
+
+
+def _images(sources: Sequence[Source], labels: LabelStudy, patient_key: str, say: Say) -> list[TrainingImage]:
+    """Return the slides that have annotations."""
+    images = training_images(sources, labels, patient_key=patient_key, say=say)
+    labelled = [image for image in images if len(labelled_objects(image).name)]
+    if not labelled:
+        raise TrainingError(
+            f"no annotation with a class on {len(images)} images",
+            remedy="annotate some in QuPath, give each a class, and save",
+        )
+    if len(labelled) < len(images):
+        say(f"{len(images) - len(labelled)} images without annotations are left out")
+    return labelled
+
+
+def _divided(images: Sequence[TrainingImage], split: Split) -> list[TrainingImage]:
+    """Return the images with their parts; refuse patients that the split does not know, and leaks."""
+    unknown = {image.patient for image in images} - set(split.patients)
+    if unknown:
+        raise TrainingError(
+            f"{len(unknown)} patients are in no part of the split, such as {min(unknown)!r}",
+            expected=f"its {len(split.patients)} patients",
+            remedy="add them with qupath-ext split --extend, or see patient_key in the study",
+        )
+    divided = [dataclasses.replace(image, part=split.part_of(image.patient)) for image in images]
+    check_leakage(divided)
+    return divided
+
+
+def _as_before(wanted: Wanted, init: Bundle) -> Wanted:
+    """Return what is wanted, with kind, classes, pixel size and network of a model where nothing else was said."""
+    spec = init.spec
+    cells = spec.kind == "cell_detection"
+    known = spec.cell_classes if cells else tuple(c.classification for c in spec.classes[1:])
+    return dataclasses.replace(
+        wanted,
+        kind=wanted.kind or ("cells" if cells else "tissue"),
+        classes=wanted.classes or tuple(name for name in known if name),
+        mpp=spec.mpp,
+        network=Network(spec.architecture, spec.decoder_channels, spec.tile_size, FINE_TUNE_BATCH),
+    )
