@@ -142,7 +142,7 @@ def truth_share(mask: np.ndarray) -> float:
         ("22_2", 3),
         ("34_3", 8),
         ("799_2", 3),
-        pytest.param("6_2", 8, marks=pytest.mark.xfail(reason="stained nuclei that nobody annotated count as negative")),
+        pytest.param("6_2", 8, marks=pytest.mark.xfail(reason="stained nuclei that nobody annotated are found")),
     ],
 )
 def test_automatic_settings_on_annotated_tiles(tile: str, within: float) -> None:
