@@ -41,10 +41,13 @@ def tumour_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     classes = (ModelClass("background"), ModelClass("tumour", "Tumor"))
     numbers = {"threshold": 0.5, "sigma_um": 4, "min_area_um2": 9, "min_hole_area_um2": 9, "simplify_um": 1}
     spec = ModelSpec(
-        "tumour_segmentation", "unet-resnet34", classes, 0.5, 64, 8, (8, 8, 8, 8, 8), postprocessing=numbers
+        "tissue_segmentation", "unet-resnet34", classes, 0.5, 64, 8, (8, 8, 8, 8, 8), postprocessing=numbers
     )
     model = build_model(spec.architecture, out_channels=2, decoder_channels=spec.decoder_channels)
-    save_bundle(folder, model, spec, golden_tile=np.full((64, 64, 3), 200, np.uint8), description="d")
+    with torch.no_grad():
+        model.segmentation_head[0].weight *= 200  # untrained, it gives nearly the same everywhere
+    tile = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    save_bundle(folder, model, spec, golden_tile=tile, description="d")
     return folder
 
 
@@ -224,7 +227,7 @@ def test_no_bundle(inside: Path, slide: Path) -> None:
 
 def test_a_bundle_of_the_wrong_kind(inside: Path, slide: Path, tumour_bundle: Path) -> None:
     line = refused(inside, slide, "--cells", tumour_bundle)
-    assert "a model for tumour_segmentation; expected one for cell_detection" in line
+    assert "a model for tissue_segmentation; expected one for cell_detection" in line
 
 
 @pytest.mark.parametrize("damage", ["weights", "truncated", "missing", "golden", "metadata"])
