@@ -45,7 +45,7 @@ class PatchDataset:
     mpp
         Pixel size of the patches in µm.
     size
-        Side of a patch in pixels.
+        Side of a patch in pixels. A patch lies within its slide, as far as that is large enough.
     length
         Number of patches.
     seed
@@ -124,6 +124,8 @@ class PatchDataset:
         if self.augmentation is not None:
             mpp *= float(np.exp(rng.uniform(-1, 1) * np.log1p(self.augmentation.scale)))
         scale = (mpp / slide.mpp[0], mpp / slide.mpp[1])
+        sides = (self.size * scale[0], self.size * scale[1])
+        x, y = (_within(*place) for place in zip((x, y), slide.dimensions, sides, strict=True))
         side = read_size(self.size, self.augmentation)
         window = Window(x - side * scale[0] / 2, y - side * scale[1] / 2, scale, side)
         rgb = slide.read_region(window.x, window.y, side, side, mpp=mpp)
@@ -142,6 +144,11 @@ class PatchDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_slides": OpenSlides(self._images)}
+
+
+def _within(centre: float, length: float, side: float) -> float:
+    """Return the centre nearest to `centre` at which `side` px lie within `length` px; the middle if they are more."""
+    return length / 2 if side >= length else min(max(centre, side / 2), length - side / 2)
 
 
 def _glass(rgb: npt.NDArray[np.uint8], image: TrainingImage) -> npt.NDArray[np.bool_]:

@@ -98,7 +98,7 @@ def annotate(target: Path, model: Path, as_json: bool, **options: Any) -> None:
 
 def _print(result: Any) -> None:
     found = ", ".join(f"{n} {name}" for name, n in result.counts.items()) or "nothing"
-    click.echo(f"{result.name}: {found}, in {result.region_area_mm2:.2f} mm²")
+    click.echo(f"{result.name}: {found}, in {result.region_area_mm2:.3f} mm²")
     if result.replaced or result.kept:
         click.echo(f"  {result.replaced} objects of earlier runs replaced, {result.kept} kept as a person left them")
     for note in result.notes:

@@ -290,12 +290,13 @@ def _print(
         return
     for result in results:
         index = result.index
-        where = f"in {result.region_area_mm2:.2f} mm²"
+        where = f"in {result.region_area_mm2:.3f} mm²"
         if index.total:
             interval = f"95 % interval {index.low:.1f} to {index.high:.1f} %"
             found = f"Ki-67 {index.percent:.1f} % ({interval}), {index.total} cells, {index.positive} positive"
         else:
-            found = "no cells"
+            cells = int((result.objects["object_type"] == "cell").sum())
+            found = f"{cells} cells, none of them positive or negative" if cells else "no cells"
         click.echo(f"{result.name}: {found}, {where}")
         if result.replaced or result.kept:
             click.echo(

@@ -56,6 +56,9 @@ CLASSES = {
 }
 """Classes that this analysis uses, with QuPath's colours."""
 
+H_AND_E = "the project calls this image H&E, where DAB means nothing; set the image type in QuPath if it is wrong"
+"""Note on an image of that type."""
+
 FIELD_UM = 250.0
 """Side of the fields that the interval of the index is resampled over."""
 
@@ -234,7 +237,10 @@ def _annotate(
             progress=progress,
         )
     objects = to_entry_frame(result.objects, entry)
-    result = dataclasses.replace(result, name=entry.name, entry_id=entry.id, kept=len(kept), replaced=len(replaceable))
+    notes = (*((H_AND_E,) if entry.image_type == "BRIGHTFIELD_H_E" else ()), *result.notes)
+    result = dataclasses.replace(
+        result, name=entry.name, entry_id=entry.id, kept=len(kept), replaced=len(replaceable), notes=notes
+    )
     if run is None:
         return result
     project.add_classes({name: CLASSES.get(name) for name in objects["classification"].dropna().unique()})

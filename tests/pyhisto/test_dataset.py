@@ -225,7 +225,25 @@ def test_patches_show_what_they_say(slide: Path) -> None:
         assert (brown[other]).mean() < 0.07 if other.any() else True
         assert np.mean(labels == IGNORED) <= 2 / 32  # where tissue and glass mix in a row or two
         seen |= set(np.unique(labels).tolist())
-    assert seen >= {0, 1}  # what is glass or beyond the slide counts as background
+    assert seen >= {0, 1}  # what is glass counts as background
+
+
+def test_patches_stay_within_a_small_image(tmp_path: Path, write_tiff: Callable[..., Path]) -> None:
+    """An image hardly larger than a patch: half of what nuclei at its corners are centred on would be nothing."""
+    path = write_tiff(tmp_path / "small.tif", [np.full((40, 48, 3), 100, dtype=np.uint8)])
+    corners = [shapely.Point(x, y) for x in (1, 47) for y in (1, 39)]
+    image = image_of(("Training", box(0, 0, 48, 40)), *(("Tumor: Positive", corner) for corner in corners), path=path)
+    task = CellTask(("Tumor: Positive",), nucleus_radius_um=0.5, membrane_um=0.5)
+
+    def least(size: int, augmentation: Augmentation | None = None) -> float:
+        data = patches([image], task=task, size=size, mpp=0.5, augmentation=augmentation)
+        return min(float((rgb < 200).all(axis=2).mean()) for rgb, _ in (data[i][:2] for i in range(40)))
+
+    assert least(32) == 1.0
+    assert least(40) == 1.0
+    assert least(44) == pytest.approx(40 / 44, abs=0.02)  # all of its height, in the middle
+    # by 45 degrees, 16 px from two sides: two corners of (22.6 - 16)^2 px each of 32^2 are beyond
+    assert least(32, replace(NO_CHANGE, rotation=45.0)) == pytest.approx(1 - 2 * 6.63**2 / 32**2, abs=0.03)
 
 
 def test_glass_counts_as_background_and_other_tissue_does_not(slide: Path) -> None:

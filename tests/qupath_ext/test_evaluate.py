@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,20 @@ def value(tmp_path: Path, metric: str, class_name: str = "any class", statistic:
 
 
 # ---------------------------------------------------------------------- cells
+def test_cells_without_a_class_are_judged_regardless_of_class(tmp_path, evaluate):
+    project = new_project(tmp_path)
+    project.entries[0].write_objects(points(row(10), ["Tumor", "Stroma"] * 5))
+    by_run(project, cells(row(8), None))
+    result = evaluate(project)
+    assert result.exit_code == 0, result.output
+    assert set(figures(tmp_path)["class"]) == {"any class"}
+    assert value(tmp_path, "recall") == 0.8
+    shutil.rmtree(tmp_path / "out")
+    assert evaluate(project, "--map", "Unclassified=Tumor").exit_code == 0
+    assert value(tmp_path, "recall", "Tumor") == 0.8  # the eight are four of each
+    assert value(tmp_path, "precision", "Tumor") == 0.5
+
+
 def test_ten_true_cells_eight_found_one_false(tmp_path, evaluate):
     project = new_project(tmp_path)
     project.entries[0].write_objects(points(row(10)))

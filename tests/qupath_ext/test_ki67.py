@@ -272,6 +272,17 @@ def test_a_missing_slide_is_a_row_and_the_others_are_done(three: Project, tmp_pa
     assert len(cells_of(three, 1)) == 0
 
 
+def test_a_slide_that_the_project_calls_h_and_e_gets_a_note(tmp_path: Path, slides: list[Path]) -> None:
+    project = create_project(tmp_path / "stained")
+    for image_type in ("BRIGHTFIELD_H_E", "BRIGHTFIELD_H_DAB"):
+        slide = tmp_path / f"{image_type}.tif"
+        shutil.copy(slides[0], slide)
+        project.add_image(slide, image_type=image_type)
+    first, second = json.loads(run_cli(project, "--region", "image").stdout)["images"]
+    assert any("H&E" in note for note in first["notes"])
+    assert not any("H&E" in note for note in second["notes"])
+
+
 def test_only_the_images_that_were_named(three: Project) -> None:
     result = run_cli(three, "--image", "image-2.tif", "--image", "1", "--image", "image-2.tif")
     assert result.exit_code == 0, result.output

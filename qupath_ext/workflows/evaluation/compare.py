@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from pyhisto.metrics import Reliability, reliability
 from qupath_ext.errors import ProjectError
 from qupath_ext.workflows.evaluation.areas import Area, area_to_compare, image_mpp
 from qupath_ext.workflows.evaluation.cells import Cells, compare_cells, match_cells, to_cells
-from qupath_ext.workflows.evaluation.figures import CELL_METRICS, TISSUE_METRICS, ImageSums, figures
-from qupath_ext.workflows.evaluation.settings import EvaluationSettings
+from qupath_ext.workflows.evaluation.figures import ANY, CELL_METRICS, TISSUE_METRICS, ImageSums, figures
+from qupath_ext.workflows.evaluation.settings import UNCLASSIFIED, EvaluationSettings
 from qupath_ext.workflows.evaluation.sources import Image, Source
 from qupath_ext.workflows.evaluation.tissue import Tissue, compare_tissue, to_tissue
 from qupath_ext.workflows.trainingdata import patient_of
@@ -174,9 +174,18 @@ def compare_images(
             f"none of {len(entries)} images can be compared ({name}: {reason})",
             expected="images that both the prediction and the reference have",
         )
+    images = out.images
+    if settings.task == "cells" and _only_one_classified(out.confusion):
+        images = [replace(image, by_class={ANY: image.by_class[ANY]}) for image in images]
     metrics = TISSUE_METRICS if settings.task == "tissue" else CELL_METRICS
-    out.table = figures(out.images, metrics, resamples=settings.resamples, seed=settings.seed)
+    out.table = figures(images, metrics, resamples=settings.resamples, seed=settings.seed)
     return out
+
+
+def _only_one_classified(confusion: Confusion) -> bool:
+    """Return whether one side has classes and the other has none, so that figures of a class would all be 0."""
+    sides = [{pair[side] for pair in confusion} - {None} for side in (0, 1)]
+    return {UNCLASSIFIED} in sides and sides[0] != sides[1] and all(sides)
 
 
 def _compare(out: Evaluation, entry: ImageEntry, sides: Sides) -> None:
