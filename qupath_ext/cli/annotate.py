@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from qupath_ext.cli.common import backend_option, open_for_command, view_options, wanted_entries
+from qupath_ext.cli.common import (
+    backend_option,
+    device_option,
+    mpp_option,
+    open_for_command,
+    stains_option,
+    view_options,
+    wanted_entries,
+)
 
 __all__ = ["annotate"]
 
@@ -25,19 +33,8 @@ __all__ = ["annotate"]
     metavar="CLASS|auto|tissue|image",
     help="Where to look: inside annotations of a class, in the tissue (auto), or everywhere.",
 )
-@click.option(
-    "--mpp",
-    type=click.FloatRange(0.02, 20),
-    default=None,
-    help="Pixel size in µm, where the slide has none or a wrong one.",
-)
-@click.option(
-    "--stains",
-    type=click.Choice(["auto", "project", "default"]),
-    default="auto",
-    show_default=True,
-    help="Stain vectors: estimated unless adjusted in QuPath, as in the project, or QuPath's default H-DAB.",
-)
+@mpp_option
+@stains_option
 @click.option(
     "--cell-expansion-um",
     type=click.FloatRange(0, 50),
@@ -46,9 +43,7 @@ __all__ = ["annotate"]
     help="Growth of a nucleus to its cell, µm; 0 gives nuclei only.",
 )
 @view_options
-@click.option(
-    "--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True, help="Where networks run."
-)
+@device_option
 @backend_option
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")

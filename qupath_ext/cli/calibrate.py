@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from qupath_ext.cli.common import backend_option, open_for_command, wanted_entries
+from qupath_ext.cli.common import backend_option, device_option, open_for_command, stains_option, wanted_entries
 
 __all__ = ["calibrate"]
 
@@ -24,16 +24,8 @@ __all__ = ["calibrate"]
     show_default=True,
     help="Class of rectangles in which every cell is labelled.",
 )
-@click.option(
-    "--stains",
-    type=click.Choice(["auto", "project", "default"]),
-    default="auto",
-    show_default=True,
-    help="Stain vectors: estimated unless adjusted in QuPath, as in the project, or QuPath's default H-DAB.",
-)
-@click.option(
-    "--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True, help="Where networks run."
-)
+@stains_option
+@device_option
 @backend_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def calibrate(model: Path, target: Path, output: Path, as_json: bool, **options: Any) -> None:

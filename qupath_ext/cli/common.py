@@ -14,20 +14,42 @@ if TYPE_CHECKING:
     from qupath_ext.entry import ImageEntry
     from qupath_ext.project import Project
 
-__all__ = ["backend_option", "open_for_command", "view_options", "wanted_entries"]
+__all__ = [
+    "backend_option",
+    "device_option",
+    "mpp_option",
+    "open_for_command",
+    "stains_option",
+    "view_options",
+    "wanted_entries",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def backend_option(command: F) -> F:
-    """Add ``--backend``."""
-    return click.option(
-        "--backend",
-        type=click.Choice(BACKENDS),
-        default="auto",
-        show_default=True,
-        help="QuPath's own classes (paquo), no Java (native), or paquo where QuPath is found (auto).",
-    )(command)
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default="auto",
+    show_default=True,
+    help="QuPath's own classes (paquo), no Java (native), or paquo where QuPath is found (auto).",
+)
+device_option = click.option(
+    "--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True, help="Where networks run."
+)
+mpp_option = click.option(
+    "--mpp",
+    type=click.FloatRange(0.02, 20),
+    default=None,
+    help="Pixel size in µm, where the slide has none or a wrong one.",
+)
+stains_option = click.option(
+    "--stains",
+    type=click.Choice(["auto", "project", "default"]),
+    default="auto",
+    show_default=True,
+    help="Stain vectors: estimated unless adjusted in QuPath, as in the project, or QuPath's default H-DAB.",
+)
 
 
 def _nucleus_size(ctx: click.Context, param: click.Parameter, value: str) -> float | str:

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from qupath_ext.cli.common import backend_option, open_for_command, view_options, wanted_entries
+from qupath_ext.cli.common import (
+    backend_option,
+    device_option,
+    mpp_option,
+    open_for_command,
+    stains_option,
+    view_options,
+    wanted_entries,
+)
 from qupath_ext.errors import ProjectExistsError
 from qupath_ext.project import create_project
 
@@ -72,19 +80,8 @@ def detection_options(command: F) -> F:
     show_default=True,
     help="Where to look without --tumour: annotations of the class Tumor, tissue, or all; auto: the first there is.",
 )
-@click.option(
-    "--mpp",
-    type=click.FloatRange(0.02, 20),
-    default=None,
-    help="Pixel size in µm, where the slide has none or a wrong one.",
-)
-@click.option(
-    "--stains",
-    type=click.Choice(["auto", "project", "default"]),
-    default="auto",
-    show_default=True,
-    help="Stain vectors: estimated unless adjusted in QuPath, as in the project, or QuPath's default H-DAB.",
-)
+@mpp_option
+@stains_option
 @click.option(
     "--auto/--no-auto",
     "automatic",
@@ -93,9 +90,7 @@ def detection_options(command: F) -> F:
 )
 @detection_options
 @view_options
-@click.option(
-    "--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True, help="Where networks run."
-)
+@device_option
 @backend_option
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pyhisto.errors import ConfigError, PyhistoError
-from qupath_ext.cli.common import backend_option, open_for_command
+from qupath_ext.cli.common import backend_option, device_option, open_for_command
 
 if TYPE_CHECKING:
     from qupath_ext.workflows.trainrun import TrainRun
@@ -67,9 +67,7 @@ MINUTES = 20.0
     default=None,
     help="Plan: entry metadata that names the patient [default: Patient, else the slide].",
 )
-@click.option(
-    "--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True, help="Where networks run."
-)
+@device_option
 @backend_option
 def train(projects: Sequence[Path], output: Path, plan: bool, backend: str, **options: Any) -> None:
     """Train a model on the annotations of PROJECT... and save it as a bundle.
