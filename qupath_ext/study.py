@@ -33,7 +33,7 @@ Kind = Literal["cells", "tissue"]
 """What is learnt: where the cells of each class are, or which tissue lies where."""
 
 POSTPROCESSING: dict[Kind, dict[str, float]] = {
-    "cells": {"threshold": 0.35, "sigma_um": 1.0, "min_distance_um": 3.0, "reach_um": 7.0, "core_um": 1.5},
+    "cells": {"threshold": 0.3, "sigma_um": 1.0, "min_distance_um": 3.0, "reach_um": 7.0, "core_um": 1.5},
     "tissue": {
         "threshold": 0.5,
         "sigma_um": 4.0,

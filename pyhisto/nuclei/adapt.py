@@ -1,7 +1,7 @@
 """Showing a network the slides of another laboratory as if they were of its own.
 
-A network that was trained in one laboratory loses little of what it knows in another, if nuclei come in the size that
-it was trained on and if positive and negative are told apart by the slide's own DAB.
+A network that was trained in one laboratory loses little of what it knows in another, if nuclei come in the size and
+stains in the colours and strengths that it was trained on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ Normalisation = Literal["auto", "none", "macenko"]
 Classify = Literal["auto", "network", "dab"]
 
 PLAUSIBLE_RATIO = 1.25
-"""Nuclei that differ by more from those of the training slides are another size, not another tumour."""
+"""Nuclei that differ by more from those of the training slides are another size, not another tumour.
+
+What differs by more is brought to this ratio, not to 1: networks are trained at as many sizes, and what is measured
+differs by a fifth between sets of images of one laboratory.
+"""
 
 BELIEVABLE_RATIO = 3.0
 """A pixel size is hardly ever wrong by more; what differs by more was not measured on nuclei."""
@@ -46,15 +50,16 @@ class View:
     Attributes
     ----------
     nucleus_size_um
-        ``"auto"`` brings nuclei to the size that the network knows where theirs is clearly another, ``"none"`` never
+        ``"auto"`` brings nuclei to a size that the network knows where theirs is clearly another, ``"none"`` never
         does; a number is the median nucleus diameter of the slides, µm at the declared pixel size.
     stain_normalisation
-        ``"macenko"`` gives tiles the stain colours and strengths of the training slides before the network sees them.
-        ``"auto"`` and ``"none"`` leave them as they are.
+        ``"macenko"`` gives tiles the stain colours and strengths of the training slides before the network sees them,
+        ``"none"`` leaves them as they are; ``"auto"`` does the former where the slide has the same two stains, but in
+        clearly other colours or strengths.
     classify
         ``"network"`` takes positive and negative from the network, ``"dab"`` from the mean DAB OD of the nucleus with a
         cut that the slide's own nuclei give; ``"auto"`` takes the latter where the bundle has a calibrated cut, or
-        where the slide is unlike the training slides and its nuclei fall into two groups.
+        where the network sees stains unlike those of the training slides and the nuclei fall into two groups.
 
     Raises
     ------
@@ -98,6 +103,11 @@ class Adaptation:
     measured: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def unmended(self) -> tuple[str, ...]:
+        """In what the network still sees the slide unlike the training slides: stains that the lens leaves alone."""
+        return () if self.lens.colours is not None else tuple(what for what in self.foreign if what.endswith("stains"))
+
 
 def adapt(spec: ModelSpec, survey: Survey, view: View) -> Adaptation:
     """Compare a slide with the training slides of a model.
@@ -127,6 +137,7 @@ def adapt(spec: ModelSpec, survey: Survey, view: View) -> Adaptation:
     }
     if ratio != 1:
         foreign.append("size of nuclei")
+    normalise = view.stain_normalisation == "macenko"
     if spec.stains is not None:
         angle, strength = _stain_distance(survey.stains, spec.stains)
         measured |= {"stain_angle_deg": _number(angle), "stain_strength_ratio": _number(strength)}
@@ -134,7 +145,11 @@ def adapt(spec: ModelSpec, survey: Survey, view: View) -> Adaptation:
             foreign.append("colour of stains")
         if strength > FOREIGN_STRENGTH:
             foreign.append("strength of stains")
-    lens = Lens(ratio, _colours(spec, survey) if view.stain_normalisation == "macenko" else None)
+        comparable = survey.stains.stains.names == spec.stains.stains.names and len(survey.stains.stains.names) == 2
+        unlike = angle > FOREIGN_ANGLE_DEG or strength > FOREIGN_STRENGTH
+        normalise |= view.stain_normalisation == "auto" and comparable and unlike
+    measured["stain_normalisation"] = "macenko" if normalise else "none"
+    lens = Lens(ratio, _colours(spec, survey) if normalise else None)
     return Adaptation(lens, tuple(foreign), measured, notes)
 
 
@@ -162,9 +177,10 @@ def _size_ratio(spec: ModelSpec, survey: Survey, view: View) -> tuple[float, tup
     what = f"nuclei are {found.diameter_um:.1f} µm wide at the declared µm/px, on the training slides {trained:.1f} µm"
     if not 1 / BELIEVABLE_RATIO <= ratio <= BELIEVABLE_RATIO:
         return 1.0, (f"{what}; too far to be believed, nothing done: check the pixel size (--mpp)",)
-    return ratio, (
-        f"{what}: the network sees them at the size it knows. If the pixel size is wrong by {ratio:.2f}, give --mpp; "
-        "--nucleus-size-um none switches this off",
+    size = ratio / PLAUSIBLE_RATIO if ratio > 1 else ratio * PLAUSIBLE_RATIO
+    return size, (
+        f"{what}: the network sees them at a size it knows, scaled by {1 / size:.2f}. If the pixel size is wrong by "
+        f"{ratio:.2f}, give --mpp; --nucleus-size-um none switches this off",
     )
 
 
@@ -211,7 +227,7 @@ def with_classes(
     spec, view
         The model's description, and what is wanted.
     foreign
-        In what the slide is unlike the training slides.
+        In what the network sees the slide unlike the training slides; see :attr:`Adaptation.unmended`.
     means
         Mean DAB OD of the nuclei that the cut is derived from: of this slide, or of several small ones.
 

@@ -79,14 +79,14 @@ def view_options(command: F) -> F:
             type=click.Choice(["auto", "none", "macenko"]),
             default="auto",
             show_default=True,
-            help="Give networks the stain colours they were trained on; auto: no.",
+            help="Give networks the stain colours they were trained on; auto: where they are clearly others.",
         ),
         click.option(
             "--classify",
             type=click.Choice(["auto", "network", "dab"]),
             default="auto",
             show_default=True,
-            help="Positive or negative by the network or by the DAB of the nucleus; auto: DAB on unfamiliar slides.",
+            help="Positive or negative by the network or by the DAB of the nucleus; auto: DAB if calibrated.",
         ),
     )
     for option in reversed(options):

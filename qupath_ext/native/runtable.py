@@ -34,7 +34,7 @@ __all__ = [
     "run_kinds_and_classes",
 ]
 
-CHUNK = 1 << 15
+CHUNK = 1 << 14
 THREADS = 2
 ID_LENGTH = 36
 NO_CLASS = -1
@@ -129,15 +129,16 @@ def _read_chunk(run: ScannedRun, out: ObjectColumns, numbers: Ints, shapes: bool
     rois, nuclei, locks = run.rois[rows], run.nuclei[rows], run.locks[rows]
     out.rois[at], out.nuclei[at] = rois, nuclei
     nucleated = np.flatnonzero(nuclei >= 0)
+    layout = roi_layout(run, rois)
     if shapes:
-        out.geometry[at] = read_rois_at(run, rois)
+        out.geometry[at] = read_rois_at(run, rois, layout)
         out.nucleus[places[nucleated]] = read_rois_at(run, nuclei[nucleated])
     out.ids[at], out.keys[at] = _ids(run, rows)
     out.kinds[at] = _by_token(run, run.starts[rows] + 1, _kind)
     out.classification[at] = _classes(run, locks + 5)
     out.locked[at] = are_locked(run, rows)
     out.probability[at] = gather_numbers(run.buffer, run.tails[rows] + 2, ">f8")
-    out.plane[at] = _planes(run, rois)
+    out.plane[at] = _planes(run, rois, layout[0])
     seen: list[str] = []
     for lists, names, size in _lists(run, rows):
         seen += names
@@ -250,10 +251,10 @@ def _lists(run: ScannedRun, rows: Ints) -> Iterator[tuple[Ints, list[str], int]]
         yield with_list[sorts == number], names, size
 
 
-def read_rois_at(run: ScannedRun, at: Ints) -> Objects:
-    """Return the geometries of n ROI records, object (n,); `at` are their byte offsets."""
+def read_rois_at(run: ScannedRun, at: Ints, layout: tuple[Ints, Ints, Ints, Ints] | None = None) -> Objects:
+    """Return the geometries of n ROI records, object (n,); `at` are their byte offsets, `layout` their parts."""
     geometry = np.full(len(at), None, dtype=object)
-    kinds, _, first, n = roi_layout(run, at)
+    kinds, _, first, n = layout or roi_layout(run, at)
     boxes = np.flatnonzero(kinds == BOX)
     geometry[boxes] = _boxes(run, at[boxes])
     points = np.flatnonzero(kinds == POINTS)
@@ -299,9 +300,9 @@ def _rings(run: ScannedRun, first: Ints, size: int) -> Floats:
     return out
 
 
-def _planes(run: ScannedRun, at: Ints) -> Objects:
+def _planes(run: ScannedRun, at: Ints, kinds: Ints) -> Objects:
     planes = gather_bytes(run.buffer, at + 6, 12).view(">i4")
-    boxes = np.flatnonzero(roi_layout(run, at)[0] == BOX)
+    boxes = np.flatnonzero(kinds == BOX)
     planes[boxes, 2] = gather_numbers(run.buffer, at[boxes] + 46, ">i4")
     c, t, z = planes.T
     out = np.full(len(at), None, dtype=object)

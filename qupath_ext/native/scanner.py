@@ -60,6 +60,8 @@ NO_CHILDREN = b"\x77\x04\x00\x00\x00\x00"
 ONE_STRING = b"\x74\x00\x24"
 MIN_RUN = 4
 FIRST_STRETCH, LAST_STRETCH = 1 << 15, 1 << 23
+SHARED_STRETCH = 1 << 19
+"""Bytes from which on two threads share a stretch."""
 INT = struct.Struct(">i")
 
 FRONT = np.dtype([("head", f"V{HEAD}"), ("id", "u1", (36,)), ("end", "u1")])
@@ -190,7 +192,7 @@ class LeafScanner:
             stretch = self._stretch
             if stretch is None or not stretch.low <= pos < stretch.high:
                 stretch = self._stretch = self._look(pos, self._reach)
-                self._reach = min(2 * self._reach, LAST_STRETCH)
+                self._reach = min(4 * self._reach, LAST_STRETCH)
             records = stretch.chain(pos)
             if records is None:
                 break
@@ -203,7 +205,7 @@ class LeafScanner:
     def _look(self, low: int, size: int) -> _Stretch:
         """Follow the layout from everywhere in a stretch of bytes where a record may begin."""
         high = min(low + size, len(self.buffer) - FRONT.itemsize)
-        if high - low < LAST_STRETCH:
+        if high - low < SHARED_STRETCH:
             return _Stretch(low, max(high, low + 1), self._found(low, high))
         middle = (low + high) // 2
         with ThreadPoolExecutor(2) as pool:

@@ -136,7 +136,8 @@ def calibrate(
             survey = surveys.of(entry, slide, own)
             seen.append((entry, cells, rectangles, survey, own or survey.stains.stains))
     survey = seen[0][3]
-    usual = adapt(bundle.spec, survey, View()).lens.size
+    lens = adapt(bundle.spec, survey, View()).lens
+    usual = lens.size
     complete = any(len(rectangles) for _, _, rectangles, _, _ in seen)
     factors = sorted({1.0, usual, 0.8 * usual, 1.25 * usual}) if complete else [usual]
     areas = [_look(seen, bundle, factor) for factor in factors]
@@ -165,7 +166,7 @@ def calibrate(
     if after <= before:
         chosen = start
         notes += ("nothing that was tried does better on cells that it was not fitted to; all stays as it is",)
-    spec = _described(bundle.spec, survey, chosen, factors[chosen.size])
+    spec = _described(bundle.spec, survey, chosen, factors[chosen.size], recoloured=lens.colours is not None)
     described = {
         "threshold": chosen.threshold,
         "dab_threshold": chosen.cut,
@@ -225,7 +226,8 @@ def _look(
 ) -> list[_Area]:
     """Run the network, with a lens of a size, where there are labelled cells."""
     areas = []
-    for entry, cells, rectangles, _, stains in seen:
+    for entry, cells, rectangles, survey, stains in seen:
+        lens = dataclasses.replace(adapt(bundle.spec, survey, View()).lens, size=factor)
         with open_slide(entry) as slide:
             shown = image_area(entry, slide)
             points = cells.geometry.to_numpy()
@@ -234,13 +236,13 @@ def _look(
                 mine = shapely.intersects(rectangle, points) & ~inside
                 inside |= mine
                 part = shapely.intersection(rectangle, shown)
-                areas.append(_area(slide, bundle, Lens(factor), stains, part, cells[mine], complete=True))
+                areas.append(_area(slide, bundle, lens, stains, part, cells[mine], complete=True))
             rest = cells[~inside]
             if len(rest):
                 around = shapely.union_all(shapely.buffer(rest.geometry.to_numpy(), MARGIN_UM / slide.mean_mpp))
                 for part in shapely.get_parts(shapely.intersection(around, shown)):
                     mine = shapely.intersects(part, rest.geometry.to_numpy())
-                    areas.append(_area(slide, bundle, Lens(factor), stains, part, rest[mine], complete=False))
+                    areas.append(_area(slide, bundle, lens, stains, part, rest[mine], complete=False))
     return areas
 
 
@@ -362,8 +364,8 @@ def _present_cut(spec: ModelSpec) -> float | None:
     return spec.postprocessing.get("dab_threshold")
 
 
-def _described(spec: ModelSpec, survey: Survey, chosen: _Choice, factor: float) -> ModelSpec:
-    """Return a description in the µm of the slides at hand, on which its network then needs no further help."""
+def _described(spec: ModelSpec, survey: Survey, chosen: _Choice, factor: float, *, recoloured: bool) -> ModelSpec:
+    """Return a description in the µm of the slides at hand; in their colours if the network saw them as they are."""
     numbers = {name: value * factor if name.endswith("_um") else value for name, value in spec.postprocessing.items()}
     numbers["threshold"] = chosen.threshold
     numbers.pop("dab_threshold", None)
@@ -375,5 +377,5 @@ def _described(spec: ModelSpec, survey: Survey, chosen: _Choice, factor: float) 
         mpp=spec.mpp * factor,
         postprocessing=numbers,
         nucleus_diameter_um=spec.nucleus_diameter_um if np.isnan(size) else round(size, 3),
-        stains=survey.stains,
+        stains=spec.stains if recoloured else survey.stains,
     )

@@ -66,8 +66,8 @@ def network_cells(  # noqa: PLR0913 - all of it is what is known about one slide
         progress=progress,
     )
     means = dab_means(found)
-    unfamiliar = view.classify == "dab" or (view.classify == "auto" and bool(adaptation.foreign))
+    unfamiliar = view.classify == "dab" or (view.classify == "auto" and bool(adaptation.unmended))
     if nuclei_like is not None and unfamiliar:
         means = np.concatenate([means, nuclei_like(bundle, adaptation.lens)])
-    found, decision = with_classes(found, bundle.spec, view, adaptation.foreign, means)
+    found, decision = with_classes(found, bundle.spec, view, adaptation.unmended, means)
     return found, {**measured, **decision}

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,12 @@ import scipy.spatial
 import shapely
 
 from pyhisto.config import from_mapping
-from pyhisto.dataset import PatchDataset, TrainingImage, labelled_areas
+from pyhisto.dataset import Augmentation, PatchDataset, TrainingImage, labelled_areas
 from pyhisto.dataset.images import is_of, labelled_objects
 from pyhisto.device import memory_gib
 from pyhisto.errors import ConfigError, TrainingError
 from pyhisto.nuclei.survey import training_references
-from pyhisto.plan import ClassFacts, Decision, Facts, Kind, Machine, Network, make_plan
+from pyhisto.plan import ClassFacts, Decision, Facts, Kind, Machine, Network, make_plan, with_reading
 from qupath_ext.study import LabelStudy, TrainStudy
 
 __all__ = ["Planned", "Wanted", "fingerprint", "machine", "plan_study", "study_text", "write_study"]
@@ -31,6 +32,9 @@ CELL_UM = 30.0
 """Areas whose median diameter is less are taken for cells."""
 
 WHITE = (255.0, 255.0, 255.0)
+
+READ, READ_PX = 9, 128
+"""Patches that are read to see how long one takes, and their side."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +128,16 @@ def plan_study(
     facts = fingerprint(images, kind, names, found, [labelled_areas(i, task, i.part) for i in images], labels)
     count = task.class_count()
 
-    def measure(network: Network) -> float:
-        return (seconds or _timed_on(here.device))(network, count)
+    # refuses what cannot be trained on
+    patches = PatchDataset(
+        images, task, mpp=facts.slide_mpp, size=READ_PX, length=READ, seed=0, augmentation=Augmentation()
+    )
+    reading = _reading_time(patches) / READ_PX**2
 
-    settings = {"mpp": facts.slide_mpp, "size": 64, "length": 1, "seed": 0}
-    PatchDataset(images, task, **settings)  # type: ignore[arg-type]  # refuses what cannot be trained on
+    def measure(network: Network) -> float:
+        step = (seconds or _timed_on(here.device))(network, count)
+        return with_reading(step, reading * network.tile_size**2 * network.batch_size, here)
+
     decisions = make_plan(facts, here, measure, mpp=wanted.mpp, network=wanted.network)
     nested = _nested({key: value for decision in decisions for key, value in decision.settings.items()})
     nested["labels"] = {**dataclasses.asdict(labels), **nested.get("labels", {})}
@@ -139,6 +148,17 @@ def machine(device: str, minutes: float) -> Machine:
     """Return what this machine has: the cores that this process may use, and the memory of the device."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(device, cores, memory_gib(device), minutes)
+
+
+def _reading_time(patches: PatchDataset) -> float:
+    """Return the seconds that reading and augmenting a patch takes, with its slide open; the median of some."""
+    taken = []
+    for number in range(READ):
+        begin = time.perf_counter()
+        patches[number]
+        taken.append(time.perf_counter() - begin)
+    patches.close()
+    return float(np.median(taken))
 
 
 def _timed_on(device: str) -> Callable[[Network, int], float]:

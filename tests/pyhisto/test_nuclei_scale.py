@@ -116,14 +116,16 @@ def survey(diameter: float, n: int = 40, *, p99: tuple[float, float] = (0.6, 0.8
     return Survey(StainReference(H_DAB, p99), np.concatenate([nuclei, specks]))
 
 
-def test_the_network_sees_nuclei_in_the_size_it_knows() -> None:
+def test_the_network_sees_nuclei_in_a_size_it_knows() -> None:
+    """14 µm are 2 times, 4.9 µm 0.7 times 7 µm; what is left are the 1.25 times that count as the same size."""
     found = adapt(SPEC, survey(14.0), View())
-    assert found.lens.size == pytest.approx(2.0)
+    assert found.lens.size == pytest.approx(1.6)
+    assert adapt(SPEC, survey(4.9), View()).lens.size == pytest.approx(0.875)
     assert found.foreign == ("size of nuclei",)
     assert "14.0 µm wide" in found.notes[0]
     assert "7.0 µm" in found.notes[0]
     assert "--nucleus-size-um none" in found.notes[0]
-    assert found.measured["network_mpp"] == 1.0
+    assert found.measured["network_mpp"] == 0.8
 
 
 @pytest.mark.parametrize(
@@ -167,6 +169,33 @@ def test_macenko_gives_the_colours_of_the_training_slides() -> None:
     rgb = np.rint(255 * 10.0 ** -(amounts @ H_E.matrix)).astype(np.uint8)
     doubled = np.rint(255 * 10.0 ** -(2 * amounts @ H_E.matrix))
     np.testing.assert_allclose(lens.see(rgb), doubled, atol=2)
+
+
+def test_stains_of_another_laboratory_are_mended_unless_somebody_says_no() -> None:
+    """1.2 is twice the 0.6 of the training slides, 0.9 one and a half times: only the former is clearly another."""
+    strong = survey(7.0, p99=(1.2, 0.8))
+    mended = adapt(SPEC, strong, View())
+    assert mended.foreign == ("strength of stains",)
+    assert mended.lens.colours is not None
+    assert mended.measured["stain_normalisation"] == "macenko"
+    assert mended.unmended == ()
+    left = adapt(SPEC, strong, View(stain_normalisation="none"))
+    assert left.lens.colours is None
+    assert left.unmended == ("strength of stains",)
+    familiar = adapt(SPEC, survey(7.0, p99=(0.9, 0.8)), View())
+    assert familiar.lens.colours is None
+    assert familiar.measured["stain_normalisation"] == "none"
+
+
+def test_other_stains_are_not_given_the_colours_of_the_training_slides() -> None:
+    eosin = Survey(StainReference(H_E, (2.0, 2.0)), survey(7.0).observed)
+    found = adapt(SPEC, eosin, View())
+    assert found.lens.colours is None
+    assert "strength of stains" in found.unmended
+
+
+def test_another_size_alone_leaves_the_network_its_word() -> None:
+    assert adapt(SPEC, survey(14.0), View()).unmended == ()
 
 
 def cells(dab: list[float]) -> Any:

@@ -74,15 +74,22 @@ def test_worth_of_labels() -> None:
 
 
 def test_a_fast_machine_takes_a_large_network_and_a_slow_one_a_small_one() -> None:
-    """510 s for 250 steps, 2.04 s each: 4.08 s/Mpx for 8 x 256, 7.25 for 8 x 192, 14.5 for 4 x 192."""
-    for pace, expected in [(4.0, (256, 8)), (7.0, (192, 8)), (14.0, (192, 4)), (100.0, (128, 4))]:
+    """510 s for 800 steps, 0.6375 s each: 1.275 s/Mpx for 8 x 256, 2.26 for 8 x 192, 5.1 for 8 x 128."""
+    resnet34, resnet10 = "unet-resnet34", "unet:resnet10"
+    cases = [
+        (1.2, (resnet34, 256, 8)),
+        (2.2, (resnet34, 192, 8)),
+        (5.0, (resnet10, 128, 8)),
+        (99.0, (resnet10, 128, 4)),
+    ]
+    for pace, expected in cases:
         network, seconds, decision = plan.choose_network(CELLS, LAPTOP, 0.5, by_pixels(pace))
-        assert (network.tile_size, network.batch_size) == expected
-        assert seconds == pytest.approx(pace * expected[0] ** 2 * expected[1] / 2**20)
-        assert decision.settings["model.tile_size"] == expected[0]
-    _, _, decision = plan.choose_network(CELLS, LAPTOP, 0.5, by_pixels(4.0))
+        assert (network.architecture, network.tile_size, network.batch_size) == expected
+        assert seconds == pytest.approx(pace * expected[1] ** 2 * expected[2] / 2**20)
+        assert decision.settings["model.tile_size"] == expected[1]
+    _, _, decision = plan.choose_network(CELLS, LAPTOP, 0.5, by_pixels(1.2))
     assert decision.settings["model.overlap"] == 32  # two nuclei of 16 px
-    assert "2 s a step on cpu, 255 steps fit into 10 min" in decision.reason
+    assert "0.6 s a step on cpu, 850 steps fit into 10 min" in decision.reason
 
 
 def test_a_gpu_takes_what_fits_into_its_memory() -> None:
@@ -90,6 +97,13 @@ def test_a_gpu_takes_what_fits_into_its_memory() -> None:
     for memory, expected in [(16.0, (512, 8)), (8.0, (256, 16)), (4.0, (256, 8))]:
         network, _, _ = plan.choose_network(CELLS, Machine("cuda", 8, memory, 30.0), 0.5, by_pixels(0.01))
         assert (network.tile_size, network.batch_size) == expected
+
+
+def test_one_core_reads_and_computes_by_turns() -> None:
+    """0.5 s for the network, 0.3 s for reading; five cores leave four to read, who need 0.6 s for 2.4 s of work."""
+    assert plan.with_reading(0.5, 0.3, dataclasses.replace(LAPTOP, cores=1)) == pytest.approx(0.8)
+    assert plan.with_reading(0.5, 0.3, LAPTOP) == 0.5
+    assert plan.with_reading(0.5, 2.4, dataclasses.replace(LAPTOP, cores=5)) == pytest.approx(0.6)
 
 
 def test_a_clock_that_says_nothing_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from scipy import ndimage
 
 from pyhisto.objects import make_objects
 from pyhisto.spec import ModelClass, ModelSpec
-from pyhisto.stain import H_DAB, optical_density_sum
+from pyhisto.stain import H_DAB, StainReference, optical_density_sum
 from qupath_ext.cli import main
 from qupath_ext.project import Project, create_project
 
@@ -86,6 +87,27 @@ def run(project: Project, tmp_path: Path, saved: list[Any], monkeypatch: pytest.
     folder = str(project.path.parent)
     command = ["calibrate", "models/cells", folder, "--output", str(tmp_path / "new"), "--stains", "default", "--json"]
     return CliRunner().invoke(main, command)
+
+
+def test_what_was_fitted_to_recoloured_slides_is_used_on_recoloured_slides(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training slides four times as dark: the network sees the slide darkened, and so it will when it annotates."""
+    label(project)
+    dark = StainReference(H_DAB, (2.0, 2.0))
+    monkeypatch.setattr(Blind, "spec", dataclasses.replace(Blind.spec, stains=dark))
+    plain = Blind.predict
+    shown: list[int] = []
+
+    def predict(bundle: Blind, tiles: Any) -> Any:
+        shown.append(int(tiles.min()))
+        return plain(bundle, tiles)
+
+    monkeypatch.setattr(Blind, "predict", predict)
+    saved: list[Any] = []
+    assert run(project, tmp_path, saved, monkeypatch).exit_code == 0
+    assert saved[0][2].stains == dark
+    assert min(shown) < 10  # the darkest pixel of the scene is 10 ** -0.55 of white
 
 
 @pytest.mark.parametrize("rectangle", [True, False])

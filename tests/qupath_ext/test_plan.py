@@ -29,12 +29,13 @@ def command(*words: Any) -> Result:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine on which a step takes 10 ms, whatever the network."""
+    """A machine on which a step takes 10 ms, whatever the network, and reading nothing."""
 
     def step(architecture: str, **options: Any) -> float:
         return 0.01
 
     monkeypatch.setattr("pyhisto.train.pace.time_step", step)
+    monkeypatch.setattr("qupath_ext.workflows.planning._reading_time", lambda patches: 0.0)
 
 
 def facts_of(folder: Path, wanted: Wanted, **options: Any) -> Facts:
