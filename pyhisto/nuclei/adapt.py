@@ -174,6 +174,11 @@ def _size_ratio(spec: ModelSpec, survey: Survey, view: View) -> tuple[float, tup
         )
     if 1 / PLAUSIBLE_RATIO <= ratio <= PLAUSIBLE_RATIO:
         return 1.0, ()
+    if not survey.agrees:
+        return 1.0, (
+            f"nuclei are {min(survey.sizes):.1f} to {max(survey.sizes):.1f} µm wide on the slides looked at, "
+            f"which do not agree: nothing done; give their size (--nucleus-size-um) if it is not {trained:.1f} µm",
+        )
     what = f"nuclei are {found.diameter_um:.1f} µm wide at the declared µm/px, on the training slides {trained:.1f} µm"
     if not 1 / BELIEVABLE_RATIO <= ratio <= BELIEVABLE_RATIO:
         return 1.0, (f"{what}; too far to be believed, nothing done: check the pixel size (--mpp)",)

@@ -23,6 +23,9 @@ __all__ = ["Survey", "expected_stains", "pool_surveys", "survey_slide", "trainin
 PIXEL_UM = 0.3
 """Pixel size of the tiles that are looked at, µm; a coarser slide is enlarged."""
 
+AGREEING_RATIO = 1.25
+"""Upper by lower quartile of what slides measure, up to which it is believed."""
+
 MOST_TILES = 6
 MOST_TRAINING_SLIDES = 24
 _STAINED_OD = 0.15
@@ -38,15 +41,29 @@ class Survey:
         Stain vectors, white, and how strong the stains are.
     observed
         Objects of :func:`pyhisto.nuclei.scale.observe_nuclei`.
+    sizes
+        Median nucleus diameter of each of several slides, µm; without those that show too few nuclei.
     """
 
     stains: StainReference
     observed: npt.NDArray[np.float64]
+    sizes: tuple[float, ...] = ()
 
     @property
     def size(self) -> NucleusSize:
         """Size of the nuclei, µm at the declared pixel size."""
         return nucleus_size(self.observed, pixel_size_um=PIXEL_UM)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the slides have nuclei of one size: the middle half lies within :data:`AGREEING_RATIO`.
+
+        Fewer than three slides cannot disagree.
+        """
+        if len(self.sizes) < 3:
+            return True
+        low, high = np.quantile(self.sizes, [0.25, 0.75])
+        return bool(high <= AGREEING_RATIO * low)
 
 
 def survey_slide(
@@ -113,7 +130,9 @@ def pool_surveys(surveys: Sequence[Survey]) -> Survey:
     stains = StainVectors(names, tuple((v[0], v[1], v[2]) for v in vectors.tolist()), (white[0], white[1], white[2]))
     high = np.median([reference.p99 for reference in same], axis=0)
     observed = np.concatenate([survey.observed for survey in surveys])
-    return Survey(StainReference(stains, (float(high[0]), float(high[1]))), observed)
+    sizes = [survey.size.diameter_um for survey in surveys]
+    known = tuple(size for size in sizes if not np.isnan(size))
+    return Survey(StainReference(stains, (float(high[0]), float(high[1]))), observed, known)
 
 
 def expected_stains(classes: Iterable[str | None]) -> StainVectors | None:
@@ -133,7 +152,7 @@ def training_references(images: Sequence[TrainingImage]) -> tuple[float | None, 
     -------
     diameter : float or None
         Median nucleus diameter in µm at the declared pixel size, for ``ModelSpec.nucleus_diameter_um``; None if there
-        are too few nuclei.
+        are too few nuclei, or the slides do not agree (:attr:`Survey.agrees`).
     stains : StainReference or None
         For ``ModelSpec.stains``; None without images.
     """
@@ -157,4 +176,5 @@ def training_references(images: Sequence[TrainingImage]) -> tuple[float | None, 
             )
     pooled = pool_surveys(surveys)
     size = pooled.size
-    return (None if np.isnan(size.diameter_um) else round(size.diameter_um, 3)), pooled.stains
+    known = pooled.agrees and not np.isnan(size.diameter_um)
+    return (round(size.diameter_um, 3) if known else None), pooled.stains

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from qupath_ext.native.tokens import BASE_HANDLE, ClassDesc, JObject
 __all__ = [
     "ObjectColumns",
     "are_locked",
-    "id_key",
+    "id_keys",
     "read_rings_at",
     "read_rois_at",
     "read_run",
@@ -170,10 +170,10 @@ def _ids(run: ScannedRun, rows: Ints) -> tuple[Objects, Ints]:
     return ids, keys
 
 
-def id_key(object_id: str) -> int:
-    """Return the number of one id, the same as :func:`read_run` gives."""
-    text = object_id.encode()[:ID_LENGTH].ljust(ID_LENGTH, b"\0")
-    return int(_keys(np.frombuffer(text, dtype=np.uint8).reshape(1, ID_LENGTH))[0])
+def id_keys(ids: Sequence[str]) -> Ints:
+    """Return the numbers of n ids, int64 (n,), the same as :func:`read_run` gives."""
+    text = b"".join(i.encode()[:ID_LENGTH].ljust(ID_LENGTH, b"\0") for i in ids)
+    return _keys(np.frombuffer(text, dtype=np.uint8).reshape(-1, ID_LENGTH))
 
 
 def _keys(texts: Any) -> Ints:

@@ -15,7 +15,7 @@ from qupath_ext.errors import FormatError
 from qupath_ext.native.collector import paused_collector
 from qupath_ext.native.pathobjects import PathObjectView, walk
 from qupath_ext.native.roi import DEFAULT_PLANE, read_plane, read_rois
-from qupath_ext.native.runtable import ObjectColumns, Objects, id_key, read_run
+from qupath_ext.native.runtable import ObjectColumns, Objects, id_keys, read_run
 from qupath_ext.native.scanner import ScannedRun
 from qupath_ext.native.tokens import JObject
 
@@ -122,7 +122,6 @@ class _Loose:
         self.rows.append(
             (
                 object_id,
-                id_key(object_id),
                 view.kind,
                 roi,
                 nucleus,
@@ -145,13 +144,13 @@ class _Loose:
             return
         at, n = np.array(self.numbers), len(self.rows)
         columns = [_objects(values, n) for values in zip(*self.rows, strict=True)]
-        out.ids[at], out.keys[at], out.kinds[at] = columns[0], columns[1].astype(np.int64), columns[2]
-        out.geometry[at], out.nucleus[at] = read_rois(columns[3].tolist()), read_rois(columns[4].tolist())
-        out.classification[at], out.name[at] = columns[5], columns[6]
-        out.locked[at], out.probability[at] = columns[7].astype(bool), columns[8].astype(np.float64)
-        out.missing[at] = columns[9].astype(bool)
-        out.color[at], out.has_color[at] = columns[10].astype(np.int64), columns[11].astype(bool)
-        out.parent[at], out.plane[at], out.metadata[at] = columns[12:]
+        out.ids[at], out.keys[at], out.kinds[at] = columns[0], id_keys(columns[0].tolist()), columns[1]
+        out.geometry[at], out.nucleus[at] = read_rois(columns[2].tolist()), read_rois(columns[3].tolist())
+        out.classification[at], out.name[at] = columns[4], columns[5]
+        out.locked[at], out.probability[at] = columns[6].astype(bool), columns[7].astype(np.float64)
+        out.missing[at] = columns[8].astype(bool)
+        out.color[at], out.has_color[at] = columns[9].astype(np.int64), columns[10].astype(bool)
+        out.parent[at], out.plane[at], out.metadata[at] = columns[11:]
         for name, found in self.measurements.items():
             places, values = zip(*found, strict=True)
             out.measurement(name)[list(places)] = values
@@ -179,7 +178,7 @@ class _Runs:
         read_run(joined, out, numbers, shapes=shapes)
         for number in numbers[~joined.has_id[joined.rows]].tolist():
             out.ids[number] = derived_id(digest(), number)
-            out.keys[number] = id_key(out.ids[number])
+            out.keys[number] = id_keys([out.ids[number]])[0]
         if any(parent is not None for parent in self.parents):
             out.parent[numbers] = np.repeat(_objects(self.parents, len(self.parents)), lengths)
 

@@ -141,6 +141,23 @@ def test_when_it_does_not(found: Survey, view: View, size: float) -> None:
     assert adapt(SPEC, found, view).lens.size == pytest.approx(size)
 
 
+def test_slides_that_do_not_agree_are_not_believed() -> None:
+    """Quartiles of 10, 10, 14, 16, 16 are 10 and 16, 1.6 times; those of 13, 13.5, 14, 14.5, 15 are 13.5 and 14.5."""
+    apart = pool_surveys([survey(size) for size in (10.0, 10.0, 14.0, 16.0, 16.0)])
+    found = adapt(SPEC, replace(apart, observed=survey(14.0).observed), View())
+    assert found.lens.size == 1.0
+    assert "10.0 to 16.0 µm wide on the slides looked at, which do not agree" in found.notes[0]
+    alike = pool_surveys([survey(size) for size in (13.0, 13.5, 14.0, 14.5, 15.0)])
+    assert adapt(SPEC, replace(alike, observed=survey(14.0).observed), View()).lens.size == pytest.approx(1.6)
+    two = pool_surveys([survey(10.0), survey(16.0)])
+    assert two.agrees
+
+
+def test_what_disagrees_is_still_taken_if_somebody_says_it() -> None:
+    apart = pool_surveys([survey(size) for size in (5.0, 5.0, 14.0, 16.0, 16.0)])
+    assert adapt(SPEC, apart, View(10.5)).lens.size == pytest.approx(1.5)
+
+
 def test_too_few_nuclei_are_said() -> None:
     (note,) = adapt(SPEC, survey(14.0, 20), View()).notes
     assert "only 20 nuclei" in note
