@@ -25,6 +25,7 @@ from qupath_ext.project import create_project
 BROKEN = Path(__file__).parents[2] / ".." / "shared" / "data" / "broken"
 QUICK = ("--classical", "--no-auto", "--stains", "default", "--json")
 NAMES = sorted(path.name for path in BROKEN.iterdir()) if BROKEN.is_dir() else ["(absent)"]
+TILE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 TINY = {"boxes_0.dcm", "boxes_1.dcm", "small.svs", "😐.svs"}
 
 
@@ -33,6 +34,13 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bad-input") / "good.tif"
     make_slide(path, SynthSettings(width=512, height=512, seed=5))
     return path
+
+
+def vivid(model: torch.nn.Module) -> torch.nn.Module:
+    """Return an untrained network whose output is not nearly the same everywhere."""
+    with torch.no_grad():
+        model.segmentation_head[0].weight *= 200  # type: ignore[index,union-attr,operator]
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +52,7 @@ def tumour_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tissue_segmentation", "unet-resnet34", classes, 0.5, 64, 8, (8, 8, 8, 8, 8), postprocessing=numbers
     )
     model = build_model(spec.architecture, out_channels=2, decoder_channels=spec.decoder_channels)
-    with torch.no_grad():
-        model.segmentation_head[0].weight *= 200  # untrained, it gives nearly the same everywhere
-    tile = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    save_bundle(folder, model, spec, golden_tile=tile, description="d")
+    save_bundle(folder, vivid(model), spec, golden_tile=TILE, description="d")
     return folder
 
 
@@ -348,7 +353,5 @@ def test_a_full_disk_when_a_bundle_is_saved(
         with monkeypatch.context() as patched:
             FullDisk(patched, left)
             with pytest.raises(OSError, match="No space"):
-                save_bundle(
-                    tmp_path / "b", model, bundle.spec, golden_tile=np.zeros((64, 64, 3), np.uint8), description="d"
-                )
+                save_bundle(tmp_path / "b", vivid(model), bundle.spec, golden_tile=TILE, description="d")
         assert [path.name for path in tmp_path.iterdir()] == ["here"]

@@ -151,7 +151,11 @@ class Month:
 
 @pytest.mark.parametrize(
     ("backend", "seed"),
-    [("native", 0), ("native", 1), pytest.param("paquo", 2, marks=pytest.mark.qupath)],
+    [
+        ("native", 0),
+        pytest.param("native", 1, marks=pytest.mark.slow),
+        pytest.param("paquo", 2, marks=pytest.mark.qupath),
+    ],
 )
 def test_a_month(tmp_path: Path, backend: str, seed: int) -> None:
     slide = tmp_path / "slide.tif"
