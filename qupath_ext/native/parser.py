@@ -93,6 +93,7 @@ class Parser:
         self.next_handle = 0
         self._complete: dict[int, ClassDesc] = {}
         self._layouts: dict[int, Layout] = {}
+        self._item_sizes: dict[int, int] = {}
         self.runs: list[ScannedRun] = []
         self._scope_runs: list[ScannedRun] = []
         self._scanner = LeafScanner(self) if fast else None
@@ -329,13 +330,22 @@ class Parser:
         desc = self.content()
         if not isinstance(desc, ClassDesc):
             raise self._no_class(desc, start + 1)
-        obj = JObject(desc)
+        obj = JObject(desc, [], [])
         self._assign(obj)
         if desc.flags == EXTERNALIZABLE:
             obj.contents = self._until_end()
             return obj
         for sizes, with_data in self._layouts.get(id(desc)) or self._layout(desc, start):
-            values = [self._take(size) if size else self._field_content() for size in sizes]
+            values: list[bytes | Content] = []
+            for size in sizes:
+                if size:
+                    values.append(self._take(size))
+                else:
+                    at = self.pos
+                    token = self.content()
+                    if token.__class__ is Block:
+                        raise self.error("block data in place of a field", at)
+                    values.append(token)
             obj.parts.append(Part(values, self._until_end() if with_data else None))
         return obj
 
@@ -360,21 +370,31 @@ class Parser:
 
     def _array(self) -> JArray:
         start = self.pos - 1
-        desc = self._some_class_desc()
-        code = desc.name[1:2]
-        if desc.name[:1] != "[" or not (code in PRIMITIVE_SIZES or code in ("L", "[")):
-            raise self.error(f"array of class {desc.name!r}", start)
-        array = JArray(desc, 0)
+        desc = self.content()
+        if not isinstance(desc, ClassDesc):
+            raise self._no_class(desc, start + 1)
+        size = self._item_sizes.get(id(desc))
+        if size is None:
+            size = self._item_size(desc, start)
+            if id(desc) in self._complete:
+                self._item_sizes[id(desc)] = size
+        array = JArray(desc, 0, b"", [])
         self._assign(array)
-        array.length = self._int()
-        size = PRIMITIVE_SIZES.get(code)
-        if size is not None:
+        array.length = INT.unpack(self._take(4))[0]
+        if size:
             array.raw = self._take(array.length * size)
             return array
         if array.length < 0 or array.length > len(self.data) - self.pos:
             raise self.error(f"array of {array.length} elements", start)
         array.items = [self._field_content() for _ in range(array.length)]
         return array
+
+    def _item_size(self, desc: ClassDesc, start: int) -> int:
+        """Bytes of an element of an array class; 0 for tokens."""
+        code = desc.name[1:2]
+        if desc.name[:1] != "[" or not (code in PRIMITIVE_SIZES or code in ("L", "[")):
+            raise self.error(f"array of class {desc.name!r}", start)
+        return PRIMITIVE_SIZES.get(code, 0)
 
     def _enum(self) -> JEnum:
         start = self.pos - 1
