@@ -280,6 +280,7 @@ def test_regions_and_boundaries_are_reached_from_the_study(project: Path, tmp_pa
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow  # the loop itself is tested with two processes in test_train_distributed.py
 def test_two_processes_train_one_model(project: Path, trained: tuple[Path, Result], tmp_path: Path) -> None:
     words = ["train", project, "--study", write_study(tmp_path), "-o", tmp_path / "cells"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "qupath_ext"]
