@@ -7,16 +7,39 @@ its centre is at + 0.5; a pixel belongs to a polygon if its centre lies inside.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import shapely
-import skimage.measure
 
-__all__ = ["clean_polygon", "mask_to_polygons", "paint", "polygon_rings", "rasterise"]
+from pyhisto.errors import ConfigError
+from pyhisto.polygons import (
+    Outline,
+    Rings,
+    Sides,
+    find_sides,
+    join_sides,
+    ring_polygons,
+    trace_rings,
+    waiting_rings,
+)
+
+__all__ = [
+    "BandPolygons",
+    "PolygonSettings",
+    "clean_polygon",
+    "label_map_to_polygons",
+    "mask_to_polygons",
+    "paint",
+    "polygon_rings",
+    "rasterise",
+]
 
 RUNS_AT_ONCE = 1 << 16
+SIDES_AT_ONCE = 1 << 18
+"""Sides of pixels from which on bands are worked off."""
 LONG_RUN = 40
 """Pixels from which on it is faster to set a run by itself."""
 
@@ -149,6 +172,37 @@ def _fill(
         flat[np.arange(after[-1]) + np.repeat(start - after + length, length)] = np.repeat(value, length)
 
 
+@dataclass(frozen=True)
+class PolygonSettings:
+    """How the regions of a mask become polygons.
+
+    Attributes
+    ----------
+    origin, scale
+        As in :func:`rasterise`: level-0 px of the mask's corner, and level-0 pixels to one mask pixel, (x, y).
+    min_area, min_hole_area
+        Smaller polygons are dropped, smaller holes filled, with what lies in them; mask pixels squared.
+    tolerance
+        How far an outline may move when points are left out, mask pixels (Douglas & Peucker 1973, in the form that
+        keeps topology); 0 leaves the shape as it is.
+    outline
+        ``"halfway"``: half-way between pixel centres in and out (marching squares, Lorensen & Cline 1987), which
+        takes an eighth of a pixel off every corner. ``"pixels"``: along the edges of the pixels, so that areas are
+        numbers of pixels; with a tolerance only up to that.
+    """
+
+    origin: tuple[float, float] = (0.0, 0.0)
+    scale: tuple[float, float] = (1.0, 1.0)
+    min_area: float = 0.0
+    min_hole_area: float = 0.0
+    tolerance: float = 0.0
+    outline: Outline = "halfway"
+
+    def __post_init__(self) -> None:
+        if self.outline not in ("halfway", "pixels"):
+            raise ConfigError(f"outline {self.outline!r}", expected="halfway or pixels")
+
+
 def mask_to_polygons(
     mask: npt.NDArray[np.bool_],
     *,
@@ -157,26 +211,26 @@ def mask_to_polygons(
     min_area: float = 0.0,
     min_hole_area: float = 0.0,
     tolerance: float = 0.0,
+    outline: Outline = "halfway",
 ) -> list[Any]:
-    """Turn the connected parts of a mask into valid polygons with holes.
-
-    Outlines run half-way between pixel centres in and out (marching squares, Lorensen & Cline 1987).
+    """Turn the 4-connected parts of a mask into valid polygons with holes.
 
     Parameters
     ----------
     mask
         bool, shape (height, width).
-    origin, scale
-        As in :func:`rasterise`: level-0 px of the corner, and level-0 pixels to one mask pixel.
-    min_area, min_hole_area
-        Smaller polygons are dropped, smaller holes filled; mask pixels squared.
-    tolerance
-        Douglas-Peucker simplification in mask pixels; topology is kept.
+    origin, scale, min_area, min_hole_area, tolerance, outline
+        See :class:`PolygonSettings`.
 
     Returns
     -------
     list of shapely.Polygon
-        In level-0 px, largest first.
+        In level-0 px, largest first; of equal ones the topmost, then the leftmost first.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such outline.
 
     Examples
     --------
@@ -184,21 +238,164 @@ def mask_to_polygons(
     >>> mask[1:5, 1:5] = True
     >>> [round(p.area, 2) for p in mask_to_polygons(mask)]
     [15.5]
+    >>> [round(p.area, 2) for p in mask_to_polygons(mask, outline="pixels")]
+    [16.0]
     """
-    padded = np.pad(mask.astype(np.float32), 1)
-    rings = [ring[:, ::-1] - 0.5 for ring in skimage.measure.find_contours(padded, 0.5, fully_connected="low")]
-    if not rings:
-        return []
-    area = shapely.build_area(shapely.geometrycollections([shapely.linearrings(ring) for ring in rings]))
-    polygons = []
-    # A filled hole swallows the islands in it.
-    filled = shapely.union_all([_without_small_holes(part, min_hole_area) for part in shapely.get_parts(area)])
-    for part in shapely.get_parts(filled):
-        for polygon in clean_polygon(part.simplify(tolerance) if tolerance > 0 else part):
-            if polygon.area >= min_area:
-                polygons.append(polygon)
-    polygons.sort(key=lambda polygon: -polygon.area)
-    return [shapely.transform(polygon, lambda xy: xy * np.asarray(scale) + np.asarray(origin)) for polygon in polygons]
+    settings = PolygonSettings(origin, scale, min_area, min_hole_area, tolerance, outline)
+    return label_map_to_polygons(np.asarray(mask, dtype=np.bool_), settings)[0]
+
+
+def label_map_to_polygons(
+    labels: npt.NDArray[np.integer[Any] | np.bool_], settings: PolygonSettings | None = None, *, join: bool = False
+) -> tuple[list[Any], npt.NDArray[np.int64]]:
+    """Turn the 4-connected parts of every label of a label map into valid polygons with holes, all at once.
+
+    Each label is taken by itself: holes are filled whatever lies in them, and simplified neighbours may overlap or
+    part by up to the tolerance.
+
+    Parameters
+    ----------
+    labels
+        int, shape (height, width); 0 is background.
+    settings
+        Half-way outlines of everything by default.
+    join
+        Give one geometry for each label: a MultiPolygon where it has several parts.
+
+    Returns
+    -------
+    polygons : list of shapely.Polygon or shapely.MultiPolygon
+        In level-0 px, by label, and of one label as :func:`mask_to_polygons` orders them.
+    label : numpy.ndarray
+        int64, the label of each.
+
+    Raises
+    ------
+    ValueError
+        If a label is negative.
+
+    Examples
+    --------
+    >>> polygons, label = label_map_to_polygons(np.array([[7, 7, 0, 3]]), PolygonSettings(outline="pixels"))
+    >>> label.tolist(), [polygon.area for polygon in polygons]
+    ([3, 7], [1.0, 2.0])
+    """
+    settings = settings or PolygonSettings()
+    rings = trace_rings(find_sides(labels), settings.outline)
+    polygons, label = _drawn(rings, np.ones(len(rings), dtype=np.bool_), settings)
+    polygons, label = _in_order(polygons, label, settings)
+    if join:
+        label, first, count = np.unique(label, return_index=True, return_counts=True)
+        joined = polygons[first]
+        for at in np.flatnonzero(count > 1).tolist():
+            joined[at] = shapely.multipolygons(polygons[first[at] : first[at] + count[at]])
+        polygons = joined
+    return list(polygons), label
+
+
+class BandPolygons:
+    """The polygons of a mask that comes in bands from top to bottom: the same as of the whole mask at once.
+
+    Memory is needed for one band, the polygons that are finished, and the outlines of regions that the next band may
+    go on with (with `min_hole_area`, also of those below or beside them in the same columns).
+
+    Parameters
+    ----------
+    settings
+        Half-way outlines of everything by default.
+
+    Examples
+    --------
+    >>> bands = BandPolygons(PolygonSettings(outline="pixels"))
+    >>> for row in range(3):
+    ...     bands.add(np.ones((1, 4), bool), row)
+    >>> [polygon.area for polygon in bands.finish()]
+    [12.0]
+    """
+
+    def __init__(self, settings: PolygonSettings | None = None) -> None:
+        self.settings = settings or PolygonSettings()
+        self._sides: Sides | None = None
+        self._next_row = 0
+        self._enough = SIDES_AT_ONCE
+        self._done: list[npt.NDArray[Any]] = []
+
+    def add(self, rows: npt.NDArray[np.bool_], y0: int) -> None:
+        """Take the next band of the mask.
+
+        Parameters
+        ----------
+        rows
+            bool, shape (rows, width).
+        y0
+            Row of the mask at the band's top. Rows that are passed over are empty.
+
+        Raises
+        ------
+        ValueError
+            If the band is not below the last one, or of another width.
+        """
+        found = find_sides(rows, y0)
+        if y0 < self._next_row:
+            raise ValueError(f"a band at row {y0} after row {self._next_row - 1}")
+        if self._sides is None:
+            self._sides = found
+        elif self._sides.width == found.width:
+            self._sides = join_sides(self._sides, found)
+        else:
+            raise ValueError(f"a band {found.width - 1} px wide after one of {self._sides.width - 1} px")
+        self._next_row = y0 + len(rows)
+        if len(self._sides.ends) > self._enough:
+            rings = trace_rings(self._sides, self.settings.outline)
+            waiting = waiting_rings(rings, self._next_row, hollow=self.settings.min_hole_area > 0)
+            self._done.append(_drawn(rings, ~waiting, self.settings)[0])
+            self._sides = rings.sides_of(waiting)
+            self._enough = SIDES_AT_ONCE + 2 * len(self._sides.ends)
+
+    def finish(self) -> list[Any]:
+        """Return the polygons of all bands, in level-0 px, as :func:`mask_to_polygons` does."""
+        if self._sides is not None:
+            rings = trace_rings(self._sides, self.settings.outline)
+            self._done.append(_drawn(rings, np.ones(len(rings), dtype=np.bool_), self.settings)[0])
+            self._sides = None
+        polygons = np.concatenate([np.empty(0, dtype=object), *self._done])
+        return list(_in_order(polygons, np.zeros(len(polygons), dtype=np.int64), self.settings)[0])
+
+
+def _drawn(
+    rings: Rings, wanted: npt.NDArray[np.bool_], settings: PolygonSettings
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Return polygons of the wanted regions, mask pixels, and the label of each."""
+    area = rings.areas() - (0.5 if settings.outline == "halfway" else 0.0)
+    drawn = wanted & ~(rings.hole & (area < settings.min_hole_area))
+    outer, container = rings.nesting(containers=not drawn[wanted].all())
+    inside = np.flatnonzero(container >= 0)
+    while True:
+        hidden = drawn[inside] & ~(drawn[container[inside]] & drawn[outer[container[inside]]])
+        if not hidden.any():
+            break
+        drawn[inside[hidden]] = False
+    polygons, shell = ring_polygons(rings, outer, np.flatnonzero(drawn & drawn[outer]), settings.outline)
+    label = rings.labels[shell]
+    if settings.tolerance > 0:
+        polygons = shapely.simplify(polygons, settings.tolerance)
+        sound = shapely.is_valid(polygons) & (shapely.area(polygons) > 0)
+        repaired = [clean_polygon(polygon) for polygon in polygons[~sound]]
+        more = np.array([part for parts in repaired for part in parts], dtype=object)
+        label = np.concatenate([label[sound], np.repeat(label[~sound], [len(parts) for parts in repaired])])
+        polygons = np.concatenate([polygons[sound], more])
+    large = shapely.area(polygons) >= settings.min_area
+    return polygons[large], label[large]
+
+
+def _in_order(
+    polygons: npt.NDArray[Any], label: npt.NDArray[np.int64], settings: PolygonSettings
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Return the polygons by label, largest first, in level-0 px."""
+    x0, y0 = shapely.bounds(polygons).reshape(-1, 4).T[:2]
+    order = np.lexsort((x0, y0, -shapely.area(polygons), label))
+    placed = shapely.transform(polygons[order], lambda xy: xy * np.asarray(settings.scale) + settings.origin)
+    return placed, label[order]
 
 
 def clean_polygon(geometry: Any) -> list[Any]:
@@ -210,8 +407,3 @@ def clean_polygon(geometry: Any) -> list[Any]:
     valid = geometry if geometry.is_valid else shapely.make_valid(geometry)
     parts = shapely.get_parts(shapely.get_parts(valid))
     return [part for part in parts if shapely.get_type_id(part) == 3 and part.area > 0]
-
-
-def _without_small_holes(polygon: Any, min_hole_area: float) -> Any:
-    holes = [ring for ring in polygon.interiors if shapely.Polygon(ring).area >= max(min_hole_area, 1e-9)]
-    return shapely.Polygon(polygon.exterior, holes)

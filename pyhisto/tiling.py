@@ -105,8 +105,9 @@ class TileGrid:
     def tile(self, row: int, column: int) -> Tile:
         """Return the tile at a grid position."""
         across, down = self.downsample
-        left, right = (self.bounds[0] + i * self.core_size * across for i in (column, column + 1))
-        top, bottom = (self.bounds[1] + i * self.core_size * down for i in (row, row + 1))
+        side = self.core_size
+        left, right = self.bounds[0] + column * side * across, self.bounds[0] + (column + 1) * side * across
+        top, bottom = self.bounds[1] + row * side * down, self.bounds[1] + (row + 1) * side * down
         core = (left, top, right, bottom)
         return Tile(column, row, left - self.overlap * across, top - self.overlap * down, core)
 
@@ -120,15 +121,13 @@ class TileGrid:
         """
         rows, columns = self.shape
         if region is None:
-            for row in range(rows):
-                for column in range(columns):
-                    yield self.tile(row, column)
+            yield from (self.tile(row, column) for row in range(rows) for column in range(columns))
             return
         shapely.prepare(region)
+        across, down = self.downsample
+        x = self.bounds[0] + np.arange(columns + 1) * self.core_size * across
+        y = self.bounds[1] + np.arange(rows + 1) * self.core_size * down
         for row in range(rows):
-            row_tiles = [self.tile(row, column) for column in range(columns)]
-            cores = np.array([tile.core for tile in row_tiles])
-            touched = shapely.intersects(region, shapely.box(*cores.T))
-            for tile, touches in zip(row_tiles, touched, strict=True):
-                if touches:
-                    yield tile
+            cores = shapely.box(x[:-1], y[row], x[1:], y[row + 1])
+            for column in np.flatnonzero(shapely.intersects(region, cores)).tolist():
+                yield self.tile(row, column)

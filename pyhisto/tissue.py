@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -66,9 +67,11 @@ def detect_tissue(slide: Slide, settings: TissueSettings | None = None) -> gpd.G
     mpp = max(settings.mpp, longest_um / settings.max_side)
     size = (math.ceil(width * slide.mpp[0] / mpp), math.ceil(height * slide.mpp[1] / mpp))
     rgb = slide.read_region(0, 0, *size, mpp=mpp)
+    density = _density(rgb)
+    pen = pen_mask(density)
     scale = (mpp / slide.mpp[0], mpp / slide.mpp[1])
     polygons = mask_to_polygons(
-        tissue_mask(rgb, mpp, settings),
+        _tissue(density, pen, mpp, settings),
         scale=scale,
         min_area=settings.min_area_um2 / mpp**2,
         min_hole_area=settings.min_hole_area_um2 / mpp**2,
@@ -76,7 +79,7 @@ def detect_tissue(slide: Slide, settings: TissueSettings | None = None) -> gpd.G
     )
     frame = shapely.box(0, 0, width, height)
     if settings.margin_um > 0:
-        ink = shapely.union_all(mask_to_polygons(pen_mask(_density(rgb)), scale=scale))
+        ink = shapely.union_all(mask_to_polygons(pen, scale=scale))
         wide = shapely.union_all(shapely.buffer(polygons, settings.margin_um / slide.mean_mpp))
         polygons = list(shapely.get_parts(wide.difference(ink)))
     polygons = [part for polygon in polygons for part in clean_polygon(polygon.intersection(frame))]
@@ -100,19 +103,32 @@ def tissue_mask(rgb: npt.NDArray[np.uint8], mpp: float, settings: TissueSettings
         See :class:`TissueSettings`.
     """
     density = _density(rgb)
-    pen = pen_mask(density)
-    mean = ndi.gaussian_filter(np.where(pen, 0.0, density.mean(axis=2)), settings.sigma_um / mpp)
+    return _tissue(density, pen_mask(density), mpp, settings)
+
+
+def _tissue(
+    density: npt.NDArray[np.float32], pen: npt.NDArray[np.bool_], mpp: float, settings: TissueSettings
+) -> npt.NDArray[np.bool_]:
+    red, green, blue = _planes(density)
+    mean = ndi.gaussian_filter(np.where(pen, 0.0, (red + green + blue) / 3), settings.sigma_um / mpp)
     threshold = settings.threshold
     if threshold is None:
         otsu = float(skimage.filters.threshold_otsu(mean)) if np.ptp(mean) > 0 else settings.threshold_range[1]
         threshold = float(np.clip(otsu, *settings.threshold_range))
-    tissue = (mean > threshold) & ~pen
-    return np.asarray(ndi.binary_opening(tissue, iterations=1) & ~pen)
+    return _opened((mean > threshold) & ~pen) & ~pen
 
 
 def _density(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Return the optical density against the slide's own glass, float32 (height, width, 3)."""
-    return np.log10(glass_white(rgb) / np.clip(rgb.astype(np.float32), 1, None)).clip(0, None)
+    levels = np.arange(256, dtype=np.float32).clip(1)
+    of_level = np.log10(glass_white(rgb)[:, None] / levels).clip(0)
+    return np.stack([of_level[channel][rgb[..., channel]] for channel in range(3)], axis=-1)
+
+
+def _planes(image: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return red, green and blue of an image (height, width, 3), each in one piece."""
+    red, green, blue = (np.ascontiguousarray(image[..., channel]) for channel in range(3))
+    return red, green, blue
 
 
 def glass_white(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -120,9 +136,11 @@ def glass_white(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
     A slide without glass gives a colour near its lightest tissue; it is never taken below 235.
     """
-    pixels = rgb.reshape(-1, 3).astype(np.float32)
-    brightness = pixels.sum(axis=1)
-    bright = pixels[brightness >= np.quantile(brightness, 0.95)]
+    red, green, blue = _planes(rgb)
+    brightness = red.astype(np.uint16) + green + blue
+    darker = np.cumsum(np.bincount(brightness.ravel()))  # pixels up to each brightness
+    least = np.searchsorted(darker, math.ceil(0.95 * (brightness.size - 1)), side="right")
+    bright = rgb[brightness >= least]
     return np.asarray(np.median(bright, axis=0).clip(235, 255), dtype=np.float32)
 
 
@@ -137,17 +155,36 @@ def pen_mask(density: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     density
         Optical density, float32, shape (height, width, 3), channels red, green, blue.
     """
-    smooth = ndi.gaussian_filter(density, (1, 1, 0))
-    red, green, blue = smooth[..., 0], smooth[..., 1], smooth[..., 2]
-    strong = smooth.max(axis=2) > 0.25
+    red, green, blue = (ndi.gaussian_filter(plane, 1) for plane in _planes(density))
+    least, most = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+    strong = most > 0.25
     blue_ink = strong & (blue < 0.22 * red) & (green > 0.2 * red)
     green_ink = strong & (green < 0.65 * red) & (green < 0.65 * np.maximum(blue, 0.4 * red))
     red_ink = strong & (red < 0.06 * green)
-    spread = smooth.max(axis=2) - smooth.min(axis=2)
-    grey = spread < 0.3 * smooth.mean(axis=2)
-    core = ndi.binary_opening(grey & (smooth.min(axis=2) > 0.35), iterations=1)
-    core = remove_small_objects(core, max_size=30)
-    black = ndi.binary_propagation(core, mask=grey & (smooth.min(axis=2) > 0.3))
-    ink = ndi.binary_opening(blue_ink | green_ink | red_ink, iterations=1) | black
-    ink = remove_small_objects(ink, max_size=30)
-    return np.asarray(ndi.binary_dilation(ink, iterations=2))
+    grey = most - least < 0.3 * ((red + green + blue) / 3)
+    ink = _opened(blue_ink | green_ink | red_ink)
+    core = _opened(grey & (least > 0.35))
+    if core.any():
+        core = remove_small_objects(core, max_size=30)
+        ink |= ndi.binary_propagation(core, mask=grey & (least > 0.3))
+    if ink.any():
+        ink = _widened(_widened(remove_small_objects(ink, max_size=30)))
+    return np.asarray(ink)
+
+
+def _opened(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Erode, then dilate by the four neighbours; nothing is there beyond the border (morphological opening)."""
+    inside = np.zeros_like(mask)
+    core = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    inside[1:-1, 1:-1] = core
+    return _widened(inside)
+
+
+def _widened(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Dilate by the four neighbours."""
+    wide = mask.copy()
+    wide[1:] |= mask[:-1]
+    wide[:-1] |= mask[1:]
+    wide[:, 1:] |= mask[:, :-1]
+    wide[:, :-1] |= mask[:, 1:]
+    return wide

@@ -18,8 +18,9 @@ import geopandas as gpd
 import numpy as np
 import shapely
 
-from pyhisto.labels import mask_to_polygons, rasterise
+from pyhisto.labels import PolygonSettings, label_map_to_polygons, paint, polygon_rings
 from pyhisto.objects import make_objects
+from pyhisto.polygons import find_sides
 from qupath_ext.errors import FormatError
 
 __all__ = ["KINDS", "MaskConfig", "MaskInfo", "read_mask", "write_mask"]
@@ -212,8 +213,7 @@ class _Painter:
         self.info = info
         self.dtype = dtype
         self._shapes = shapes
-        self._values = values
-        self._bounds = shapely.bounds(shapes).reshape(-1, 4)
+        self._values = np.array(values, dtype=dtype)
         self._tree = shapely.STRtree(shapes)
 
     def window(self, column: int, row: int, width: int, height: int) -> Pixels:
@@ -222,19 +222,9 @@ class _Painter:
         corner = np.array(self.info.origin) + np.array([column, row]) * step
         out = np.zeros((height, width), dtype=self.dtype)
         box = shapely.box(*corner, *(corner + np.array([width, height]) * step))
-        for at in np.sort(self._tree.query(box)).tolist():
-            low = np.floor((self._bounds[at, :2] - corner) / step).astype(int).clip(0)
-            high = np.ceil((self._bounds[at, 2:] - corner) / step).astype(int).clip(0, (width, height))
-            if (high <= low).any():
-                continue
-            part = rasterise(
-                [self._shapes[at]],
-                [1],
-                (int(high[1] - low[1]), int(high[0] - low[0])),
-                origin=tuple(corner + low * step),
-                scale=(float(step[0]), float(step[1])),
-            )
-            out[low[1] : high[1], low[0] : high[0]][part > 0] = self._values[at]
+        near = np.sort(self._tree.query(box))
+        xy, owner = polygon_rings(self._shapes[near])
+        paint(out, (xy - corner) / step, owner, self._values[near])
         return out
 
 
@@ -360,39 +350,22 @@ def read_mask(
         raise FormatError(
             f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels", expected=f"{info.size[0]} x {info.size[1]}"
         )
-    shapes, keys = [], []
-    for key, corner, part in _parts(pixels, info):
-        polygons = mask_to_polygons(
-            part,
-            origin=(
-                info.origin[0] + corner[0] * info.downsample[0],
-                info.origin[1] + corner[1] * info.downsample[1],
-            ),
-            scale=info.downsample,
-            min_area=min_area,
-            tolerance=tolerance,
-        )
-        if info.kind == "instance":
-            polygons = [shapely.MultiPolygon(polygons)] if len(polygons) > 1 else polygons
-        shapes += polygons
-        keys += [key] * len(polygons)
+    names = _names(pixels, info)
+    settings = PolygonSettings(info.origin, info.downsample, min_area=min_area, tolerance=tolerance)
+    shapes, values = label_map_to_polygons(pixels, settings, join=info.kind == "instance")
+    keys = [names[value] for value in values.tolist()]
     if info.kind == "class":
         return make_objects(shapes, object_type=object_type, classification=keys)
     return make_objects(shapes, object_type=object_type, ids=keys, classification=[info.classes.get(k) for k in keys])
 
 
-def _parts(pixels: Pixels, info: MaskInfo) -> Iterator[tuple[str, tuple[int, int], Pixels]]:
-    """Yield key, corner (column, row) and mask of each value that occurs, cut to its bounds."""
-    from scipy import ndimage
-
-    found = ndimage.find_objects(pixels.astype(np.int32, copy=False))
+def _names(pixels: Pixels, info: MaskInfo) -> dict[int, str]:
+    """Return the class or object id of each value; those that occur must have one."""
     names = {value: key for key, value in info.values.items()}
-    for value, where in enumerate(found, start=1):
-        if not where:  # None for a value that does not occur
-            continue
+    for value in np.unique(find_sides(pixels).start_labels).tolist():
         if value not in names:
             raise FormatError(f"mask value {value} without a meaning", expected=f"one of {sorted(names)[:10]}")
-        yield names[value], (where[1].start, where[0].start), pixels[where] == value
+    return names
 
 
 def _read_info(path: Path) -> MaskInfo:

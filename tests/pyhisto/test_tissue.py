@@ -155,3 +155,16 @@ def test_smoothing_has_the_sigma_that_it_says() -> None:
     smooth = ndi.gaussian_filter(density, 16.0 / 4.0)
     found = tissue_mask(image, 4.0, settings)
     assert found[40].argmax() == pytest.approx((smooth[40] > 0.05).argmax(), abs=1)
+
+
+def test_specks_and_threads_are_no_tissue() -> None:
+    """Opening by the four neighbours, up to the border of the overview, as scipy does it."""
+    from scipy import ndimage as ndi
+
+    from pyhisto.tissue import tissue_mask
+
+    dark = np.random.default_rng(4).random((60, 70)) < 0.7
+    image = np.where(dark[..., None], np.array([190, 150, 120]), 240).astype(np.uint8)
+    found = tissue_mask(image, 4.0, TissueSettings(sigma_um=1e-3, threshold=0.05))
+    np.testing.assert_array_equal(found, ndi.binary_opening(dark))
+    assert 0 < found.sum() < dark.sum()

@@ -162,6 +162,24 @@ def test_round_trip(name, kind, tmp_path):
         assert found.intersection(visible).area / found.union(visible).area > 0.98
 
 
+def test_instances_with_holes_and_in_parts_come_back_each_as_one(tmp_path):
+    values = np.zeros((12, 12), dtype=np.uint16)
+    values[1:6, 1:6] = 300
+    values[3, 3] = 2
+    values[8:10, 1:3] = values[8:10, 5:8] = 70
+    Image.fromarray(values).save(tmp_path / "x.png")
+    info = MaskInfo("instance", (12, 12), (10.0, 0.0), (2.0, 1.0), None, {"a": 300, "b": 70, "c": 2}, {"a": "Tumor"})
+    table = read_mask(tmp_path / "x.png", info=info)
+    assert table.index.tolist() == ["c", "b", "a"]  # in the order of the values
+    spot, parts, ring = table.geometry
+    assert [shape.geom_type for shape in (spot, parts, ring)] == ["Polygon", "MultiPolygon", "Polygon"]
+    # an eighth of a pixel is missing at every corner; a mask pixel is 2 level-0 px
+    assert [shape.area for shape in (spot, parts, ring)] == [2 * 0.5, 2 * (4 + 6 - 1), 2 * (25 - 0.5 - 0.5)]
+    assert ring.bounds == (12, 1, 22, 6)
+    assert len(ring.interiors) == 1
+    assert len(read_mask(tmp_path / "x.png", info=info, min_area=5)) == 2  # one of the parts has 5.5
+
+
 def test_single_pixels_and_cells_of_a_foreign_mask(tmp_path):
     values = np.zeros((6, 6), dtype=np.uint16)
     values[1:5, 1:5] = 700

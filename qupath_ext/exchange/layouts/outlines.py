@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import shapely
 
-from pyhisto.contours import trace_labels
+from pyhisto.labels import PolygonSettings, label_map_to_polygons
 from qupath_ext.exchange.layouts.truth import Shapes
 
 __all__ = ["connected_parts", "label_outlines"]
@@ -18,8 +17,6 @@ Labels = npt.NDArray[np.int32]
 
 def label_outlines(labels: npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[Any], Shapes]:
     """Return the outline of every label along its pixels' edges.
-
-    All outlines are traced together; only labels with holes or in several parts are put together one by one.
 
     Parameters
     ----------
@@ -38,32 +35,10 @@ def label_outlines(labels: npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[An
     >>> values.tolist(), shapes[0].bounds
     ([7], (1.0, 0.0, 3.0, 2.0))
     """
-    values, index = np.unique(labels, return_inverse=True)
-    index = index.reshape(labels.shape)
-    foreground = values != 0
-    number = np.cumsum(foreground) * foreground
-    compact = number[index].astype(np.int32)
-    n = int(foreground.sum())
-    shapes = trace_labels(compact, n).polygons()
-    pixels = np.bincount(compact.ravel(), minlength=n + 1)[1:]
-    odd = np.flatnonzero(shapely.area(shapes) != pixels)
-    if len(odd):
-        from scipy import ndimage
-
-        places = ndimage.find_objects(compact)
-        for at in odd.tolist():
-            rows, columns = places[at]
-            shapes[at] = _joined(compact[rows, columns] == at + 1, (columns.start, rows.start))
-    return values[foreground], np.asarray(shapely.simplify(shapes, 0.0), dtype=object)
-
-
-def _joined(mask: npt.NDArray[np.bool_], origin: tuple[int, int]) -> Any:
-    """Return the union of the pixels of a mask, from their runs along rows."""
-    edges = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
-    row, start = np.nonzero(edges == 1)
-    _, end = np.nonzero(edges == -1)
-    x, y = origin
-    return shapely.union_all(shapely.box(start + x, row + y, end + x, row + y + 1))
+    shapes, values = label_map_to_polygons(labels, PolygonSettings(outline="pixels"), join=True)
+    out = np.empty(len(shapes), dtype=object)
+    out[:] = shapes
+    return values, out
 
 
 def connected_parts(
