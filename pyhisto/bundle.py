@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import shutil
 import uuid
@@ -25,26 +26,36 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pyhisto.device import check_device, fast_bfloat16
-from pyhisto.errors import BundleError
+from pyhisto.device import check_device, fast_bfloat16, fast_float16, has_openvino
+from pyhisto.errors import BundleError, ConfigError
+from pyhisto.loaded import Bundle, class_probabilities, normalise
 from pyhisto.modelcard import inference_config, metadata, model_card
-from pyhisto.spec import KINDS, ModelClass, ModelSpec, region_classes
+from pyhisto.spec import KINDS, ModelClass, ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "ENGINES",
     "KINDS",
+    "PRECISIONS",
+    "SLIDE_KIND",
     "Bundle",
     "ModelClass",
     "ModelSpec",
     "class_probabilities",
+    "file_sha256",
     "load_bundle",
+    "new_folder",
     "normalise",
     "read_spec",
     "resave_bundle",
     "save_bundle",
+    "write_json",
 ]
+
+SLIDE_KIND = "slide_classification"
+"""The kind of bundles that :mod:`pyhisto.mil.bundle` reads."""
 
 GOLDEN_TOLERANCE = 0.01
 """Largest difference of a probability on the golden tile between saving and loading, in float32."""
@@ -55,93 +66,14 @@ GOLDEN_SHARE = 0.2
 LEAST_SPREAD = 1e-3
 """Least standard deviation of some class probability over a golden tile; one that varies less shows nothing."""
 
-REDUCED_TOLERANCE = 0.05
-"""Largest mean difference of a probability on the golden tile that bfloat16 may make."""
+REDUCED_TOLERANCE = 0.02
+"""Largest mean difference of a probability on the golden tile that bfloat16 or float16 may make."""
 
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+ENGINES = ("auto", "torch", "openvino")
 
-class Bundle:
-    """A loaded model with its description; made by :func:`load_bundle`.
-
-    Attributes
-    ----------
-    path, spec, sha256
-        The folder, its description and the checksum of its weights.
-    precision
-        ``"bfloat16"`` where the device computes it fast and the golden tile agrees, else ``"float32"``.
-    device
-        Where the network runs: ``"cpu"``, ``"cuda"`` or ``"mps"``.
-    """
-
-    def __init__(self, path: Path, spec: ModelSpec, sha256: str, model: nn.Module, device: str) -> None:
-        self.path = path
-        self.spec = spec
-        self.sha256 = sha256
-        self.device = device
-        self.precision = "float32"
-        import torch
-
-        self._model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-
-    def predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the class probabilities of tiles.
-
-        Parameters
-        ----------
-        tiles
-            RGB uint8, shape (n, height, width, 3), at ``spec.mpp`` µm/px.
-
-        Returns
-        -------
-        numpy.ndarray
-            float32, shape (n, classes, height, width); sums to 1 over the classes.
-        """
-        import torch
-
-        x = normalise(tiles, self.spec).to(self.device, memory_format=torch.channels_last)
-        reduced = self.precision == "bfloat16"
-        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=reduced):
-            logits = self._model(x).float()  # (n, classes or regions, height, width)
-        return np.asarray(class_probabilities(logits, self.spec).cpu().numpy())
-
-
-def class_probabilities(logits: Any, spec: ModelSpec) -> Any:
-    """Return class probabilities, float tensor (n, classes, h, w), from logits (n, classes or regions, h, w).
-
-    With regions, a pixel is of the class of the last region that it lies in: that of region i has the probability p_i
-    times the product of 1 - p_j over all later regions, and background that of lying in none.
-    """
-    import torch
-
-    if not spec.regions:
-        return torch.softmax(logits, dim=1)
-    inside = torch.sigmoid(logits)
-    out = torch.empty((inside.shape[0], len(spec.classes), *inside.shape[2:]), device=inside.device)
-    left = torch.ones_like(inside[:, 0])
-    own = region_classes(spec.regions, len(spec.classes))
-    for number in range(len(own) - 1, -1, -1):
-        out[:, own[number]] = inside[:, number] * left
-        left = left * (1 - inside[:, number])
-    out[:, 0] = left
-    return out
-
-
-def normalise(tiles: Any, spec: ModelSpec) -> Any:
-    """Return tiles as the model's input: float32 tensor (n, 3, height, width), on the device of the tiles.
-
-    Parameters
-    ----------
-    tiles
-        RGB uint8 (n, height, width, 3), as numpy array or tensor.
-    spec
-        For mean and standard deviation of the channels.
-    """
-    import torch
-
-    tiles = tiles if isinstance(tiles, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(tiles))
-    x = tiles.permute(0, 3, 1, 2).float().div_(255)
-    mean = torch.tensor(spec.channel_mean, device=x.device).view(1, 3, 1, 1)
-    std = torch.tensor(spec.channel_std, device=x.device).view(1, 3, 1, 1)
-    return (x - mean) / std
+EXAMPLE_STRIDES = 4
+"""Side, in strides, of the part of the golden tile that shows how batch norms follow convolutions."""
 
 
 def save_bundle(
@@ -182,10 +114,10 @@ def save_bundle(
     import torch
 
     folder = Path(folder)
-    with _new_folder(folder) as work:
+    with new_folder(folder) as work:
         weights = work / "models" / "model.pt"
         torch.save({name: value.detach().cpu() for name, value in model.state_dict().items()}, weights)
-        sha256 = _sha256(weights)
+        sha256 = file_sha256(weights)
         bundle = Bundle(folder, spec, sha256, model, "cpu")
         tile, probabilities = _golden(bundle, golden_tile)
         np.savez_compressed(work / "models" / "golden.npz", tile=tile, probabilities=probabilities)
@@ -216,7 +148,7 @@ def resave_bundle(bundle: Bundle, folder: str | Path, spec: ModelSpec, training:
     """
     folder = Path(folder)
     before = json.loads((bundle.path / "configs" / "metadata.json").read_text("utf-8"))
-    with _new_folder(folder) as work:
+    with new_folder(folder) as work:
         for name in ("model.pt", "golden.npz"):
             shutil.copyfile(bundle.path / "models" / name, work / "models" / name)
         described = {**before["pyhisto"].get("training", {}), **training}
@@ -224,7 +156,7 @@ def resave_bundle(bundle: Bundle, folder: str | Path, spec: ModelSpec, training:
 
 
 @contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a folder to fill, which becomes `folder` if nothing goes wrong, and vanishes otherwise."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleError(f"{folder} exists already", remedy="choose another folder or remove it")
@@ -245,8 +177,8 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 def _describe(folder: Path, spec: ModelSpec, sha256: str, description: str, training: Mapping[str, Any]) -> None:
     """Write the configuration and the model card."""
-    _write_json(folder / "configs" / "metadata.json", metadata(spec, sha256, description, training))
-    _write_json(folder / "configs" / "inference.json", inference_config(spec))
+    write_json(folder / "configs" / "metadata.json", metadata(spec, sha256, description, training))
+    write_json(folder / "configs" / "inference.json", inference_config(spec))
     (folder / "docs" / "README.md").write_text(model_card(spec, sha256, description, training), "utf-8")
 
 
@@ -287,13 +219,26 @@ def read_spec(folder: str | Path) -> tuple[ModelSpec, str]:
     try:
         metadata = json.loads(path.read_text("utf-8"))
         own = metadata["pyhisto"]
+        if own["model"].get("kind") == SLIDE_KIND:
+            raise BundleError(f"{folder} judges whole slides", remedy="use it with 'qupath-ext mil predict'")
         return ModelSpec.from_dict(own["model"]), str(own["weights_sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path} does not describe a model of this project ({error!r})") from error
 
 
-def load_bundle(folder: str | Path, *, kind: str | None = None, device: str = "cpu") -> Bundle:
+def load_bundle(
+    folder: str | Path,
+    *,
+    kind: str | None = None,
+    device: str = "cpu",
+    precision: str = "auto",
+    engine: str = "auto",
+) -> Bundle:
     """Load a bundle and check it against its own golden tile.
+
+    It is computed with batch norms folded into convolutions, by OpenVINO on a CPU where that is installed, and in
+    reduced precision where the device is fast at it; but in nothing that gives another output on the golden tile than
+    float32 in torch.
 
     Parameters
     ----------
@@ -302,47 +247,59 @@ def load_bundle(folder: str | Path, *, kind: str | None = None, device: str = "c
     kind
         Refuse a model of another kind.
     device
-        ``"cpu"``, ``"cuda"`` or ``"mps"``.
+        ``"cpu"``, ``"cuda"``, ``"cuda:<number>"`` or ``"mps"``.
+    precision
+        One of :data:`PRECISIONS`; ``"auto"`` takes what the device is fastest in and the golden tile allows.
+    engine
+        One of :data:`ENGINES`; ``"auto"`` likewise. What it did not take stands in ``Bundle.notes``.
 
     Raises
     ------
     BundleError
         If files are missing or damaged, the weights do not have the recorded sha256 or do not fit, the kind differs,
-        or the golden tile gives another output than when the model was saved.
+        the golden tile gives another output than when the model was saved, or than in float32 with the precision or
+        engine that was asked for.
     ConfigError
-        If this machine does not have the device.
+        If this machine does not have the device, or the device not the precision or engine.
     """
     import pickle
-
-    from pyhisto.models import build_model
 
     folder = Path(folder)
     spec, sha256 = read_spec(folder)
     if kind is not None and spec.kind != kind:
         raise BundleError(f"{folder} is a model for {spec.kind}", expected=f"one for {kind}")
     check_device(device)
+    ways = _ways(device, engine, precision, one_network=spec.cascade is None)
     weights = folder / "models" / "model.pt"
     if not weights.is_file():
         raise BundleError(f"{weights} is missing", remedy="copy the bundle again")
-    if _sha256(weights) != sha256:
+    if file_sha256(weights) != sha256:
         raise BundleError(
             f"{weights} is damaged or exchanged", expected=f"sha256 {sha256[:12]}…", remedy="copy the bundle again"
         )
     import torch
 
-    model = build_model(spec.architecture, out_channels=spec.out_channels, decoder_channels=spec.decoder_channels)
+    model = _build_network(spec)
     try:
         model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise BundleError(f"{weights} does not fit the network {spec.architecture} ({reason})") from error
     bundle = Bundle(folder, spec, sha256, model, device)
-    _check_golden(bundle)
+    _choose(bundle, ways, _checked_golden(bundle))
     return bundle
 
 
-def _check_golden(bundle: Bundle) -> None:
-    """Compare the output on the golden tile with the stored one; use bfloat16 where it is fast and agrees."""
+def _build_network(spec: ModelSpec) -> nn.Module:
+    """Build the network as the bundle's configuration describes it."""
+    options = inference_config(spec)["network_def"]
+    module, _, function = options.pop("_target_").rpartition(".")
+    network: nn.Module = getattr(importlib.import_module(module), function)(**options)
+    return network
+
+
+def _checked_golden(bundle: Bundle) -> npt.NDArray[np.uint8]:
+    """Compare the output on the golden tile with the stored one; return the tile, (height, width, 3)."""
     path = bundle.path / "models" / "golden.npz"
     try:
         with path.open("rb") as file, np.load(file) as golden:
@@ -350,23 +307,88 @@ def _check_golden(bundle: Bundle) -> None:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BundleError(f"{path} is missing or damaged ({error})", remedy="copy the bundle again") from error
     found = bundle.predict(tile[np.newaxis])[0]
-    tolerance = min(GOLDEN_TOLERANCE, GOLDEN_SHARE * _spread(expected))
-    if found.shape != expected.shape or not float(np.abs(found - expected).max()) <= tolerance:
+    if found.shape != expected.shape or not float(np.abs(found - expected).max()) <= _tolerance(expected):
         raise BundleError(
             f"{bundle.path} gives another output on its golden tile than when it was saved",
             remedy="install the versions that its model card names, or train it again",
         )
-    if fast_bfloat16(bundle.device):
-        bundle.precision = "bfloat16"
-        reduced = bundle.predict(tile[np.newaxis])[0]
-        if not float(np.abs(reduced - expected).mean()) <= REDUCED_TOLERANCE:
-            bundle.precision = "float32"
+    out: npt.NDArray[np.uint8] = tile
+    return out
 
 
-def _sha256(path: Path) -> str:
+def _tolerance(expected: npt.NDArray[np.float32]) -> float:
+    return min(GOLDEN_TOLERANCE, GOLDEN_SHARE * _spread(expected))
+
+
+def _ways(device: str, engine: str, precision: str, *, one_network: bool) -> list[tuple[str, str]]:
+    """Return the engines and precisions that are wanted and possible, the best first."""
+    for value, known in ((engine, ENGINES), (precision, PRECISIONS)):
+        if value not in known:
+            raise ConfigError(f"{value!r} as engine or precision", expected=f"one of {', '.join(known)}")
+    compiled = device == "cpu" and has_openvino() and one_network
+    if engine == "openvino" and not compiled:
+        raise ConfigError(
+            f"engine openvino on the device {device}" + ("" if has_openvino() else " without the package openvino"),
+            expected="the device cpu, the package, and a model with one network",
+            remedy="pip install 'qupath-ext[openvino]', or leave the engine to be chosen",
+        )
+    if precision == "float16" and device == "cpu":
+        raise ConfigError("precision float16 on the CPU", expected="float32 or bfloat16", remedy="use a GPU")
+    precisions = [precision]
+    if precision == "auto":
+        reduced = {"bfloat16": fast_bfloat16(device), "float16": fast_float16(device)}
+        precisions = [*[name for name, fast in reduced.items() if fast][:1], "float32"]
+    engines = [engine]
+    if engine == "auto":
+        engines = ["openvino", "torch"] if compiled else ["torch"]
+    return [(name, each) for name in engines for each in precisions]
+
+
+def _choose(bundle: Bundle, ways: list[tuple[str, str]], tile: npt.NDArray[np.uint8]) -> None:
+    """Let a bundle use the first of some ways to compute it that gives what it gives now on the golden tile."""
+    from pyhisto.engine import fold_batch_norms, make_engine
+
+    plain, stride = bundle.compute, bundle.stride
+    side = tile.shape[0] if bundle.spec.cascade else min(tile.shape[0], EXAMPLE_STRIDES * stride)
+    example = normalise(tile[np.newaxis, :side, :side], bundle.spec).to(bundle.device)
+    folded = fold_batch_norms(plain.network, example)
+    for engine, precision in ways:
+        inputs = [tile[np.newaxis]]
+        if engine == "openvino":  # which followed one input through the network: others must come out right, too
+            inputs.append(np.stack([tile[:stride, :side], tile[-stride:, :side]]))
+        expected = [bundle.predict(each) for each in inputs]
+        try:
+            bundle.use(make_engine(engine, folded, example, bundle.device, precision))
+            fault = _fault([bundle.predict(each) for each in inputs], expected, precision)
+        except Exception as error:  # noqa: BLE001 - compilers and drivers fail in ways of their own
+            fault = f"it fails ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        if not fault:
+            return
+        bundle.use(plain)
+        bundle.notes += (f"{bundle.path.name} is not computed in {precision} by {engine}: {fault}",)
+    if ("torch", "float32") not in ways:
+        raise BundleError(bundle.notes[-1], expected="what float32 in torch gives", remedy="leave the choice to auto")
+
+
+def _fault(
+    found: Sequence[npt.NDArray[np.float32]], expected: Sequence[npt.NDArray[np.float32]], precision: str
+) -> str:
+    """Return in what some probabilities (n, classes, h, w) differ from the expected ones; empty where they agree."""
+    for mine, theirs in zip(found, expected, strict=True):
+        difference = np.abs(mine - theirs) if mine.shape == theirs.shape else np.full(1, np.inf)
+        mean, most = float(difference.mean()), float(difference.max())
+        agrees = most <= _tolerance(theirs[0]) if precision == "float32" else mean <= REDUCED_TOLERANCE
+        if not agrees:
+            return f"probabilities on the golden tile differ by {most:.2g}, in the mean by {mean:.2g}"
+    return ""
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON file."""
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", "utf-8")

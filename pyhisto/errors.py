@@ -9,6 +9,7 @@ Every one of them is a single line that says what was found, what was expected a
     ├── ObjectTableError           a table of path objects breaks its own rules
     ├── ConfigError                a setting is unknown, missing or out of range
     ├── BundleError                a model folder is incomplete, damaged or of another kind
+    ├── SanityError                what a model says makes no sense, and it was asked to stop there
     └── TrainingError              the annotations do not allow training what was asked for
 """
 
@@ -20,6 +21,7 @@ __all__ = [
     "MissingPixelSizeError",
     "ObjectTableError",
     "PyhistoError",
+    "SanityError",
     "SlideError",
     "TrainingError",
     "UnsupportedSlideError",
@@ -73,6 +75,10 @@ class ConfigError(PyhistoError):
 
 class BundleError(PyhistoError):
     """A model folder is incomplete, damaged or of another kind."""
+
+
+class SanityError(PyhistoError):
+    """What a model says of a slide makes no sense, and it was asked to stop there."""
 
 
 class TrainingError(PyhistoError):

@@ -57,12 +57,25 @@ def metadata(spec: ModelSpec, sha256: str, description: str, training: Mapping[s
 
 def inference_config(spec: ModelSpec) -> dict[str, Any]:
     """Return MONAI's description of the network, from which its own tools build it."""
+    network = {
+        "name": spec.architecture,
+        "out_channels": spec.out_channels,
+        "decoder_channels": list(spec.decoder_channels),
+    }
+    if spec.cascade is None:
+        return {"network_def": {"_target_": "pyhisto.models.build_model", **network}}
+    detector = {
+        "name": spec.cascade.detector,
+        "out_channels": len(spec.classes),
+        "patch": spec.cascade.patch_size,
+        "channels": list(spec.cascade.channels),
+    }
     return {
         "network_def": {
-            "_target_": "pyhisto.models.build_model",
-            "name": spec.architecture,
-            "out_channels": spec.out_channels,
-            "decoder_channels": list(spec.decoder_channels),
+            "_target_": "pyhisto.models.cascade.build_cascade",
+            "detector": detector,
+            "refiner": {**network, "heat_channels": len(spec.classes) - 1},
+            "ratio": spec.ratio,
         }
     }
 
@@ -77,6 +90,7 @@ def model_card(spec: ModelSpec, sha256: str, description: str, training: Mapping
         "## Input",
         f"RGB tiles of {spec.tile_size} x {spec.tile_size} px at {spec.mpp} µm/px; (rgb / 255 - "
         f"{list(spec.channel_mean)}) / {list(spec.channel_std)}.",
+        *_first_stage(spec),
         "",
         "## Output",
         *(f"{i}. {c.name}" + (f" → QuPath class `{c.classification}`" if c.classification else "")
@@ -100,6 +114,21 @@ def model_card(spec: ModelSpec, sha256: str, description: str, training: Mapping
         "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _first_stage(spec: ModelSpec) -> list[str]:
+    """Return what a coarse-to-fine model sees besides."""
+    cascade = spec.cascade
+    if cascade is None:
+        return []
+    where = "everywhere"
+    if cascade.propose:
+        where = f"where the second network, without that probability, gives a class {cascade.proposal_threshold:g}"
+        where += f" or more, and {cascade.proposal_margin_um:g} µm around"
+    return [
+        f"With it goes the probability of each class but background in patches of {cascade.patch_size} px at "
+        f"{cascade.mpp} µm/px, from a first network ({cascade.detector}) that is run {where}."
+    ]
 
 
 def _text(reference: StainReference) -> str:

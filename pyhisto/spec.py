@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyhisto.errors import BundleError, ConfigError
+from pyhisto.heatmap import HEAT_MEAN, HEAT_STD
 from pyhisto.stain import StainReference, StainVectors
 
-__all__ = ["KINDS", "ModelClass", "ModelSpec", "region_classes"]
+__all__ = ["KINDS", "CascadeSpec", "ModelClass", "ModelSpec", "region_classes"]
 
-KINDS = ("tissue_segmentation", "cell_detection")
+KINDS = ("tissue_segmentation", "cell_detection", "tile_classification", "nucleus_segmentation")
 """What a model does; a command refuses a bundle of another kind."""
 
 
@@ -33,6 +34,33 @@ class ModelClass:
     name: str
     classification: str | None = None
     color: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class CascadeSpec:
+    """The first stage of a coarse-to-fine model: a network that classifies patches, whose heatmap the second one sees.
+
+    Attributes
+    ----------
+    detector
+        Name of the network as in :func:`pyhisto.models.cascade.build_detector`.
+    channels
+        Of its layers, where it is ``"cnn"``.
+    mpp, patch_size
+        Of the patches: µm/px and side in px. The pixel size of the model is a whole multiple of `mpp`.
+    propose
+        Whether the second network, which sees the slide at low magnification, says first where patches are read.
+    proposal_threshold, proposal_margin_um
+        Probability of all classes but background together that proposes a place, and how far around it is read, µm.
+    """
+
+    detector: str
+    channels: tuple[int, ...]
+    mpp: float
+    patch_size: int
+    propose: bool = True
+    proposal_threshold: float = 0.1
+    proposal_margin_um: float = 100.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +95,8 @@ class ModelSpec:
         Mean stains of the training slides and how strong they are.
     init
         What the training began from: ``name`` and ``sha256`` of a bundle; empty for a training from scratch.
+    cascade
+        The first stage of a coarse-to-fine model; all else then describes the second. None for a single network.
     """
 
     kind: str
@@ -76,18 +106,46 @@ class ModelSpec:
     tile_size: int = 256
     overlap: int = 32
     decoder_channels: tuple[int, ...] = (256, 128, 64, 32, 16)
-    channel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    channel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    channel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    channel_std: tuple[float, ...] = (0.229, 0.224, 0.225)
     regions: tuple[tuple[int, ...], ...] = ()
     postprocessing: Mapping[str, float] = field(default_factory=dict)
     nucleus_diameter_um: float | None = None
     stains: StainReference | None = None
     init: Mapping[str, str] = field(default_factory=dict)
+    cascade: CascadeSpec | None = None
 
     @property
     def out_channels(self) -> int:
         """Number of channels that the network gives: one a region, or else one a class."""
         return len(self.regions) or len(self.classes)
+
+    @property
+    def ratio(self) -> int:
+        """Pixels of the patches along a side of a pixel of the model; 1 without a first stage."""
+        return 1 if self.cascade is None else round(self.mpp / self.cascade.mpp)
+
+    def stages(self, cascade: CascadeSpec) -> tuple[ModelSpec, ModelSpec]:
+        """Return what each of two stages is by itself: the detector of patches, and what refines its heatmap.
+
+        The second sees 3 + (classes - 1) channels: red, green, blue, and the heat of each class but background.
+        """
+        alone = dataclasses.replace(self, cascade=None)
+        heat = len(self.classes) - 1
+        detector = dataclasses.replace(
+            alone,
+            architecture=cascade.detector,
+            regions=(),
+            mpp=cascade.mpp,
+            tile_size=cascade.patch_size,
+            overlap=0,
+        )
+        refiner = dataclasses.replace(
+            alone,
+            channel_mean=(*self.channel_mean, *(HEAT_MEAN,) * heat),
+            channel_std=(*self.channel_std, *(HEAT_STD,) * heat),
+        )
+        return detector, refiner
 
     @property
     def cell_classes(self) -> tuple[str | None, ...]:
@@ -112,6 +170,7 @@ class ModelSpec:
             listed["classes"] = tuple(ModelClass(**{**c, "color": _rgb(c.get("color"))}) for c in data["classes"])
             listed["regions"] = tuple(tuple(region) for region in data.get("regions", ()))
             listed["stains"] = _stains(data.get("stains"))
+            listed["cascade"] = _cascade(data.get("cascade"))
             spec = cls(**listed)
         except (KeyError, TypeError, AttributeError, ConfigError) as error:
             raise BundleError(f"model description is incomplete ({error})") from error
@@ -174,3 +233,7 @@ def _stains(data: Any) -> StainReference | None:
     vectors = tuple(tuple(vector) for vector in inner["vectors"])
     stains = StainVectors(tuple(inner["names"]), vectors, tuple(inner["background"]))
     return StainReference(stains, tuple(data["p99"]))
+
+
+def _cascade(data: Any) -> CascadeSpec | None:
+    return None if data is None else CascadeSpec(**{**data, "channels": tuple(data["channels"])})

@@ -68,8 +68,7 @@ class TiffReader:
     def read(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
         """Return RGB uint8 (height, width, 3) of one level; the rectangle lies inside it."""
         try:
-            with self._lock:
-                return self._levels[level].read(x, y, width, height)
+            return self._levels[level].read(x, y, width, height, self._lock)
         except (ValueError, RuntimeError, OSError, IndexError) as error:
             raise SlideError(
                 f"slide {self._path.name}: pixels of level {level} at ({x}, {y}) cannot be decoded ({error})",
@@ -103,23 +102,30 @@ class _Level:
         if not _decodable(self._keyframe):
             raise UnsupportedSlideError(f"tifffile: compression {int(self._keyframe.compression)} cannot be decoded")
 
-    def read(self, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+    def read(self, x: int, y: int, width: int, height: int, lock: threading.Lock) -> npt.NDArray[np.uint8]:
         out = np.zeros((height, width, 3), dtype=np.uint8)
         for number, page in enumerate(self._pages):
             channel = number if len(self._pages) > 1 else None
-            self._read_page(page, out, x, y, channel)
+            self._read_page(page, out, (x, y), channel, lock)
         return out
 
-    def _read_page(self, page: Any, out: npt.NDArray[np.uint8], x: int, y: int, channel: int | None) -> None:
-        """Decode the segments (tiles or strips) that touch the rectangle and paste them into `out`."""
+    def _read_page(
+        self, page: Any, out: npt.NDArray[np.uint8], corner: tuple[int, int], channel: int | None, lock: threading.Lock
+    ) -> None:
+        """Decode the segments (tiles or strips) that touch the rectangle and paste them into `out`.
+
+        Threads take turns at the file, and decode at the same time.
+        """
+        x, y = corner
         height, width = out.shape[:2]
         for index in self._segments(x, y, width, height):
-            offset, count = page.dataoffsets[index], page.databytecounts[index]
+            with lock:
+                offset, count = page.dataoffsets[index], page.databytecounts[index]
+                page.parent.filehandle.seek(offset)
+                encoded = page.parent.filehandle.read(count)
             if count == 0:
                 data, where = None, _position(self._keyframe, index)
             else:
-                page.parent.filehandle.seek(offset)
-                encoded = page.parent.filehandle.read(count)
                 tables = page.jpegtables if self._keyframe.compression == 7 else None
                 data, where, _ = self._keyframe.decode(encoded, index, jpegtables=tables)
             plane, row, column = where[0], where[2], where[3]

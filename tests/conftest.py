@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,14 @@ Pixels = np.ndarray[Any, Any]
 WriteTiff = Callable[..., Path]
 
 GRADIENT_WIDTH, GRADIENT_HEIGHT = 128, 96
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torch_engine() -> Iterator[None]:
+    """Compile no network by OpenVINO, if that is installed, but where a test asks for it: each takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyhisto.bundle.has_openvino", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")

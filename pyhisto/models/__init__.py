@@ -15,7 +15,7 @@ from pyhisto.errors import ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["BACKBONE_PREFIX", "DECODER_CHANNELS", "MODELS", "build_model", "check_tile_size"]
+__all__ = ["BACKBONE_PREFIX", "DECODER_CHANNELS", "MODELS", "build_model", "check_tile_size", "tile_divisor"]
 
 MODELS = {
     "attention-unet": "pyhisto.models.attention:build_attention_unet",
@@ -66,7 +66,7 @@ def build_model(name: str, **options: Any) -> nn.Module:
         model: nn.Module = build(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model {name!r} cannot be built with {options}: {error}") from error
-    divisor = _divisor(name, options.get("decoder_channels", DECODER_CHANNELS))
+    divisor = tile_divisor(name, options.get("decoder_channels", DECODER_CHANNELS))
     model.register_forward_pre_hook(functools.partial(_check_input, name, divisor))
     return model
 
@@ -88,10 +88,17 @@ def check_tile_size(name: str, size: int, decoder_channels: Sequence[int] = DECO
     ConfigError
         If the side is not divisible.
     """
-    _check_sides(name, _divisor(name, decoder_channels), (size,))
+    _check_sides(name, tile_divisor(name, decoder_channels), (size,))
 
 
-def _divisor(name: str, decoder_channels: Sequence[int]) -> int:
+def tile_divisor(name: str, decoder_channels: Sequence[int] = DECODER_CHANNELS) -> int:
+    """Return what the sides of a network's input are multiples of, px; needs no torch.
+
+    Parameters
+    ----------
+    name, decoder_channels
+        As for :func:`check_tile_size`.
+    """
     halvings = len(decoder_channels) - 1 if name == "attention-unet" else 5
     return 1 << halvings
 

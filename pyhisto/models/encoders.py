@@ -105,6 +105,7 @@ class ResNet34Encoder(ResNet, _Encoder):  # type: ignore[misc]
             feed_forward=False,
             **options,
         )
+        del self.avgpool  # of the classifier
         if pretrained:
             load_encoder_weights(self, "imagenet")
 
@@ -202,8 +203,9 @@ def _unpickling_error() -> type[Exception]:
 
 
 def _own_name(name: str) -> str:
-    """Translate a layer name of torchvision (or with an ``encoder.`` prefix) into MONAI's."""
+    """Translate a layer name of torchvision or KimiaNet (or with an ``encoder.`` prefix) into MONAI's."""
     name = re.sub(r"^(module\.|encoder\.|backbone\.)+", "", name)
+    name = re.sub(r"^model\.0\.", "features.", name)
     return re.sub(r"(denselayer\d+)\.(norm|relu|conv)\.?([12])\.", r"\1.layers.\2\3.", name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import pyhisto.bundle
 from pyhisto.bundle import (
     Bundle,
     ModelClass,
@@ -25,7 +27,7 @@ from pyhisto.bundle import (
     resave_bundle,
     save_bundle,
 )
-from pyhisto.errors import BundleError
+from pyhisto.errors import BundleError, ConfigError
 from pyhisto.models import build_model
 from pyhisto.spec import region_classes
 from pyhisto.stain import H_DAB, StainReference
@@ -55,10 +57,9 @@ def small_model(seed: int = 0) -> torch.nn.Module:
 
 
 @pytest.fixture(autouse=True)
-def plain_precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave bfloat16 out but where it is tested; it is slow to start."""
-    if "reduced_precision" not in request.node.name:
-        monkeypatch.setattr("pyhisto.bundle.fast_bfloat16", lambda device: False)
+def plain_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave bfloat16 out but where a test asks for it; it is slow to start."""
+    monkeypatch.setattr("pyhisto.bundle.fast_bfloat16", lambda device: False)
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +91,201 @@ def test_same_probabilities_after_loading(original: Path) -> None:
     assert found.std() > 0.02  # not constant
 
 
-def test_reduced_precision_agrees(original: Path) -> None:
+def test_reduced_precision_agrees(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = load_bundle(original, precision="float32", engine="torch").predict(tile(1)[np.newaxis])
+    for asked in ("auto", "bfloat16"):
+        monkeypatch.setattr("pyhisto.bundle.fast_bfloat16", lambda device: True)
+        loaded = load_bundle(original, precision=asked)
+        assert (loaded.precision, loaded.engine, loaded.notes) == ("bfloat16", "torch", ())
+        difference = np.abs(loaded.predict(tile(1)[np.newaxis]) - plain)
+        assert 0 < difference.mean() < 0.02
+
+
+def test_reduced_precision_that_disagrees_is_not_used(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyhisto.bundle.fast_bfloat16", lambda device: True)
+    monkeypatch.setattr("pyhisto.bundle.REDUCED_TOLERANCE", 1e-9)
     loaded = load_bundle(original)
-    assert loaded.precision in {"float32", "bfloat16"}
-    found = loaded.predict(tile(1)[np.newaxis])
-    loaded.precision = "float32"
-    assert np.abs(found - loaded.predict(tile(1)[np.newaxis])).mean() < 0.02
+    assert loaded.precision == "float32"
+    (note,) = loaded.notes
+    assert "tumour is not computed in bfloat16 by torch: probabilities on the golden tile differ by" in note
+    plain = load_bundle(original, precision="float32")
+    assert plain.notes == ()
+    np.testing.assert_array_equal(loaded.predict(tile(1)[np.newaxis]), plain.predict(tile(1)[np.newaxis]))
+    with pytest.raises(BundleError, match=r"not computed in bfloat16 by torch.*leave the choice to auto"):
+        load_bundle(original, precision="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "float16", "expected"),
+    [
+        (True, True, ["bfloat16", "float32"]),
+        (False, True, ["float16", "float32"]),
+        (False, False, ["float32"]),
+    ],
+)
+def test_what_a_gpu_is_tried_with(
+    monkeypatch: pytest.MonkeyPatch, bfloat16: bool, float16: bool, expected: list[str]
+) -> None:
+    monkeypatch.setattr("pyhisto.bundle.fast_bfloat16", lambda device: bfloat16)
+    monkeypatch.setattr("pyhisto.bundle.fast_float16", lambda device: float16)
+    monkeypatch.setattr("pyhisto.bundle.has_openvino", lambda: True)
+    ways = pyhisto.bundle._ways("cuda:1", "auto", "auto", one_network=True)
+    assert ways == [("torch", name) for name in expected]
+
+
+def test_a_cpu_is_tried_with_openvino_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyhisto.bundle.has_openvino", lambda: True)
+    ways = pyhisto.bundle._ways
+    assert ways("cpu", "auto", "auto", one_network=True) == [("openvino", "float32"), ("torch", "float32")]
+    assert ways("cpu", "auto", "auto", one_network=False) == [("torch", "float32")]
+    assert ways("cpu", "openvino", "bfloat16", one_network=True) == [("openvino", "bfloat16")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "openvino"}, "engine openvino on the device cpu without the package.*pip install"),
+        ({"engine": "tensorrt"}, "'tensorrt' as engine or precision; expected one of auto, torch, openvino"),
+        ({"precision": "float16"}, "precision float16 on the CPU.*use a GPU"),
+        ({"precision": "int8"}, "'int8' as engine or precision"),
+        ({"device": "cuda:7"}, "device 'cuda:7' is not available"),
+    ],
+)
+def test_ways_to_compute_that_are_not_there(original: Path, options: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_bundle(original, **options)  # type: ignore[arg-type]
+
+
+def test_openvino_gives_what_torch_gives(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino", reason="needs the package openvino")
+    monkeypatch.setattr("pyhisto.bundle.has_openvino", lambda: True)
+    loaded = load_bundle(original)
+    assert (loaded.engine, loaded.precision, loaded.notes) == ("openvino", "float32", ())
+    plain = load_bundle(original, engine="torch")
+    tiles = np.random.default_rng(5).integers(0, 256, (3, 96, 64, 3), dtype=np.uint8)
+    np.testing.assert_allclose(loaded.predict(tiles), plain.predict(tiles), atol=1e-5)
+
+
+def test_an_engine_that_fails_or_gives_something_else(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong:
+        name, precision = "openvino", "float32"
+
+        def __init__(self, network: torch.nn.Module, *_: Any) -> None:
+            self.network = network
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode():
+                return self.network(x) * 1.5  # type: ignore[no-any-return]
+
+    def broken(*_: Any) -> None:
+        raise ImportError("libopenvino.so: cannot open shared object file\nand more")
+
+    monkeypatch.setattr("pyhisto.bundle.has_openvino", lambda: True)
+    for engine, reason in ((Wrong, "differ by"), (broken, r"it fails \(libopenvino.so: cannot open")):
+        monkeypatch.setattr("pyhisto.engine.OpenVinoEngine", engine)
+        loaded = load_bundle(original)
+        assert loaded.engine == "torch"
+        (note,) = loaded.notes
+        assert re.search(reason, note)
+        with pytest.raises(BundleError, match=reason):
+            load_bundle(original, engine="openvino")
+
+
+def test_what_is_computed_is_not_what_is_saved(original: Path, tmp_path: Path) -> None:
+    loaded = load_bundle(original)
+    left = sum(isinstance(module, torch.nn.BatchNorm2d) for module in loaded.compute.network.modules())
+    assert 0 < left < sum(isinstance(module, torch.nn.BatchNorm2d) for module in small_model().modules())
+    resave_bundle(loaded, tmp_path / "again", SPEC, {})
+    digest = hashlib.sha256((tmp_path / "again" / "models" / "model.pt").read_bytes()).hexdigest()
+    assert digest == loaded.sha256 == read_spec(original)[1]
+
+
+class Ramp(torch.nn.Module):
+    """The logit of class 1 is that of 0.1 in the first column, 0.3 in the second, 0.8 in all others."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(len(x), 2, *x.shape[2:])
+        out[:, 1] = logit(0.8)
+        out[:, 1, :, 0], out[:, 1, :, 1] = logit(0.1), logit(0.3)
+        return out
+
+
+def test_flips_by_hand() -> None:
+    bundle = Bundle(Path("none"), SPEC, "", Ramp(), "cpu")
+    mean, variance = bundle.predict_flips(np.zeros((2, 2, 4, 3), dtype=np.uint8))
+    # columns 0.1 0.3 0.8 0.8, mirrored 0.8 0.8 0.3 0.1; up and down change nothing
+    np.testing.assert_allclose(mean[1, 1, 1], [0.45, 0.55, 0.55, 0.45], atol=1e-6)
+    np.testing.assert_allclose(mean[:, 0], 1 - mean[:, 1], atol=1e-6)
+    np.testing.assert_allclose(variance[0, 0], [0.35**2, 0.25**2, 0.25**2, 0.35**2], atol=1e-6)
+    assert mean.shape == (2, 2, 2, 4)
+    assert variance.shape == (2, 2, 4)
+    assert mean.dtype == variance.dtype == np.float32
+
+
+class Cramped(torch.nn.Module):
+    """Has memory for a few pixels at once."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.seen: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(x))
+        if x[:, 0].numel() > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB")
+        return torch.cat([x[:, :1], -x[:, :1]], dim=1)
+
+
+def test_a_batch_that_is_too_large_is_halved() -> None:
+    model = Cramped(3 * 64 * 64)
+    bundle = Bundle(Path("none"), SPEC, "", model, "cpu")
+    tiles = np.stack([tile(seed) for seed in range(8)])
+    assert bundle.tiles_at_once == 8
+    found = bundle.predict(tiles)
+    assert model.seen == [8, 4, 2, 2, 4, 2, 2]
+    assert bundle.tiles_at_once == 2
+    np.testing.assert_array_equal(found[5], bundle.predict(tiles[5:6])[0])
+    with pytest.raises(BundleError, match="memory of cpu is too small for one tile of 192 x 128 px"):
+        bundle.predict(np.zeros((1, 128, 192, 3), dtype=np.uint8))
+
+
+def test_the_batch_of_a_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle(Path("none"), SPEC, "", Cramped(10**9), "cpu")
+    bundle.device = "mps"
+    clock, counts, free = [0.0], list[int](), [1000, 940]
+
+    def predict(tiles: Any) -> None:
+        counts.append(len(tiles))
+        clock[0] += 1 + 0.1 * len(tiles)
+
+    monkeypatch.setattr(bundle, "_predict", predict)
+    monkeypatch.setattr(bundle, "_make_room", lambda: None)
+    monkeypatch.setattr("pyhisto.loaded.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("pyhisto.loaded.free_memory", lambda device: free.pop(0))
+    assert bundle.tiles_at_once == 8  # a tile takes 60, and 10 are 60 % of what is free
+    assert counts == [1, 1, 1, 2, 2, 4, 4, 8, 8]
+    assert bundle.tiles_at_once == 8
+    assert len(counts) == 9
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tile_size", "overlap", "expected"),
+    [
+        ("unet-resnet34", 256, 32, (512, 32)),  # 16 overlaps
+        ("unet-densenet121", 512, 64, (768, 64)),  # no more on a CPU
+        ("unet-resnet34", 1024, 32, (1024, 32)),  # never smaller than in training
+        ("unet-resnet34", 256, 20, (320, 20)),
+        ("attention-unet", 256, 32, (256, 32)),  # sees the whole tile
+    ],
+)
+def test_tiles_for_whole_slides(architecture: str, tile_size: int, overlap: int, expected: tuple[int, int]) -> None:
+    spec = dataclasses.replace(SPEC, architecture=architecture, tile_size=tile_size, overlap=overlap)
+    model = build_model(architecture, out_channels=2, decoder_channels=SPEC.decoder_channels)
+    bundle = Bundle(Path("none"), spec, "", model, "cpu")
+    assert bundle.stream_tile == expected
+    assert bundle.stride == (16 if architecture == "attention-unet" else 32)
+    assert bundle.tiles_at_once == {256: 8, 320: 5, 512: 2, 768: 1, 1024: 1}[expected[0]]
 
 
 def test_normalise_by_hand() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -292,3 +294,22 @@ def test_only_ome_tiff_has_series(tmp_path: Path, pixels: Pixels) -> None:
         tiff.write(pixels[:40], photometric="rgb", metadata=None)
     with pytest.raises(UnsupportedSlideError, match=r"series 1 of pages\.tif, no OME-TIFF"):
         TiffReader(path, 1)
+
+
+def test_threads_decode_at_the_same_time(tmp_path: Path, pixels: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", tile=(16, 16), compression="deflate")
+    both = threading.Barrier(2, timeout=20)
+    reader = TiffReader(tmp_path / "a.tif")
+    page = reader._levels[0]._keyframe
+    decode = page.decode
+
+    def waiting(*arguments: Any, **options: Any) -> Any:
+        both.wait()
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(page, "decode", waiting)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda corner: reader.read(0, *corner, 16, 16), [(0, 0), (32, 16)]))
+    reader.close()
+    np.testing.assert_array_equal(found[0], pixels[:16, :16])
+    np.testing.assert_array_equal(found[1], pixels[16:32, 32:48])

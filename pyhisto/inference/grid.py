@@ -1,0 +1,116 @@
+"""The network's tiles over an area, and how neighbours are blended; pure functions on numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pyhisto.bundle import Bundle
+from pyhisto.errors import ConfigError
+from pyhisto.inference.settings import InferenceSettings
+
+__all__ = ["Box", "NetworkGrid", "network_grids"]
+
+SIZE_SHARES = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+"""Sizes of tiles that are tried beside the largest, as shares of it."""
+
+SIZE_STEP_PX = 64
+"""Their sizes are multiples of this, so that a network sees few different ones."""
+
+Box: TypeAlias = tuple[int, int, int, int]
+"""(x0, y0, x1, y1), pixels."""
+
+
+@dataclass(frozen=True)
+class NetworkGrid:
+    """Square tiles that cover an area of `width` x `height` px; tile (row, column) has its core at a multiple of it.
+
+    The outer half of a tile's overlap is never used, for there the network sees too little of what lies around. Over
+    the rest the weight rises as a squared sine across the edge of the core, so that those of two neighbours sum to 1.
+    """
+
+    width: int
+    height: int
+    tile_size: int
+    overlap: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= 2 * self.overlap < self.tile_size:
+            raise ConfigError(
+                f"overlap of {self.overlap} px in tiles of {self.tile_size} px",
+                expected=f"0 to {(self.tile_size - 1) // 2}",
+            )
+
+    @property
+    def core(self) -> int:
+        """Width and height of a tile without its overlap; also the distance between tiles."""
+        return self.tile_size - 2 * self.overlap
+
+    @property
+    def ramp(self) -> int:
+        """How far the used part of a tile reaches beyond its core, px."""
+        return min(self.overlap - self.overlap // 2, self.core // 2)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and columns."""
+        return math.ceil(self.height / self.core), math.ceil(self.width / self.core)
+
+    @cached_property
+    def weights(self) -> npt.NDArray[np.float32]:
+        """Weight of each pixel of the used part, float32 (core + 2 * ramp, core + 2 * ramp)."""
+        rise = np.sin(np.pi / 2 * (np.arange(2 * self.ramp) + 0.5) / max(1, 2 * self.ramp)) ** 2
+        line = np.concatenate([rise, np.ones(self.core - 2 * self.ramp), 1 - rise])
+        return np.outer(line, line).astype(np.float32)
+
+    def seen(self, row: int, column: int) -> Box:
+        """Return what the network sees of the area in a tile; may reach beyond the area."""
+        x, y = column * self.core - self.overlap, row * self.core - self.overlap
+        return x, y, x + self.tile_size, y + self.tile_size
+
+    def used(self, row: int, column: int) -> Box:
+        """Return the part of a tile whose prediction is used."""
+        x, y = column * self.core - self.ramp, row * self.core - self.ramp
+        return x, y, x + self.core + 2 * self.ramp, y + self.core + 2 * self.ramp
+
+    def using(self, box: Box) -> tuple[slice, slice]:
+        """Return the rows and columns of the tiles whose used part meets a box."""
+        x0, y0, x1, y1 = box
+        rows, columns = self.shape
+        first = (max(0, (y0 - self.ramp) // self.core), max(0, (x0 - self.ramp) // self.core))
+        after = (min(rows, -(-(y1 + self.ramp) // self.core)), min(columns, -(-(x1 + self.ramp) // self.core)))
+        return slice(first[0], after[0]), slice(first[1], after[1])
+
+
+def network_grids(bundle: Bundle, settings: InferenceSettings, width: int, height: int) -> list[NetworkGrid]:
+    """Return the grids of a model that may lie over an area of `width` x `height` px, largest tiles first.
+
+    Large tiles waste less on overlap, small ones less around a ragged or small region: the sizes lie between what the
+    network was trained on and ``bundle.stream_tile``. Settings that name a size leave that one.
+
+    Raises
+    ------
+    ConfigError
+        If the tile size of the settings is no multiple of the network's stride, or the overlap leaves no core.
+    """
+    largest, overlap = bundle.stream_tile
+    if settings.overlap is not None:
+        overlap = settings.overlap
+    stride = bundle.stride
+    if settings.tile_size is not None:
+        if settings.tile_size % stride:
+            raise ConfigError(
+                f"tile_size = {settings.tile_size}",
+                expected=f"a multiple of {stride}, the stride of {bundle.spec.architecture}",
+            )
+        return [NetworkGrid(width, height, settings.tile_size, overlap)]
+    step = math.lcm(stride, SIZE_STEP_PX)
+    sizes = {math.ceil(share * largest / step) * step for share in SIZE_SHARES} | {bundle.spec.tile_size}
+    least = max(bundle.spec.tile_size, 2 * overlap + 1)
+    fitting = [largest, *sorted((size for size in sizes if least <= size < largest), reverse=True)]
+    return [NetworkGrid(width, height, size, overlap) for size in fitting]

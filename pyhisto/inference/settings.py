@@ -1,0 +1,53 @@
+"""How a slide is cut into network tiles and windows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyhisto.errors import ConfigError
+
+__all__ = ["InferenceSettings"]
+
+LEAST_WINDOW_PX = 64
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """Settings of whole-slide inference; none of them changes where things are found, only speed and memory.
+
+    Attributes
+    ----------
+    tile_size
+        Width and height of what the network sees at once, model px, a multiple of the network's stride; None takes
+        ``bundle.stream_tile``.
+    overlap
+        Margin on each side of a tile that the neighbours see too, model px; None takes the bundle's. The outer half of
+        it is not used, over the inner half neighbours are blended.
+    window
+        Width and height of the own part of a window, model px; what bounds the memory.
+    flips
+        Predict each tile also flipped left to right, upside down and both, and take the mean.
+    readers
+        Threads that read the slide; None takes one a processor, at most 16.
+    batch_size
+        Tiles in one call of the network; None takes ``bundle.tiles_at_once``.
+
+    Raises
+    ------
+    ConfigError
+        If a number is out of range.
+    """
+
+    tile_size: int | None = None
+    overlap: int | None = None
+    window: int = 1024
+    flips: bool = False
+    readers: int | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        least = {"tile_size": 1, "overlap": 0, "window": LEAST_WINDOW_PX, "readers": 1, "batch_size": 1}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ConfigError(f"{name} = {value}", expected=f"{lowest} or more")

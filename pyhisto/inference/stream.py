@@ -1,0 +1,397 @@
+"""A slide through a network in bounded memory: reading, predicting and blending at the same time.
+
+One grid of network tiles lies over the bounds of the region. Threads read the tiles that touch the region ahead of
+the network, which runs in a thread of its own on full batches; another thread blends its tiles into windows, while
+whoever takes the windows works on the last one. A tile is kept until the last window that needs it is made, so
+that nothing is predicted twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from pyhisto.bundle import Bundle
+from pyhisto.inference.blending import TilePlan, blended_windows, predicted_tiles
+from pyhisto.inference.grid import Box, NetworkGrid, network_grids
+from pyhisto.inference.lens import PLAIN, Lens
+from pyhisto.inference.settings import InferenceSettings
+from pyhisto.inference.stages import in_thread, mapped_ahead
+from pyhisto.inference.tilestore import PredictedTile
+from pyhisto.labels import rasterise
+from pyhisto.slide import Slide
+
+__all__ = [
+    "Frame",
+    "PredictedWindow",
+    "Progress",
+    "WindowObserver",
+    "predict_probabilities",
+    "stream_frame",
+    "stream_windows",
+]
+
+WINDOWS_AHEAD = 1
+"""Finished windows that may wait for whoever takes them."""
+
+MOST_READERS = 16
+
+Rgb: TypeAlias = npt.NDArray[np.uint8]
+Flags: TypeAlias = npt.NDArray[np.bool_]
+Progress: TypeAlias = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The pixel grid of a model over a rectangle of the slide.
+
+    Attributes
+    ----------
+    left, top
+        Its corner, level-0 px.
+    width, height
+        Its size, pixels of the grid.
+    downsample
+        Level-0 pixels to one pixel of the grid, (x, y).
+    mpp
+        Pixel size of the grid, µm.
+    """
+
+    left: float
+    top: float
+    width: int
+    height: int
+    downsample: tuple[float, float]
+    mpp: float
+
+    def position(self, x: float, y: float) -> tuple[float, float]:
+        """Return the level-0 px of a point of the grid."""
+        return self.left + x * self.downsample[0], self.top + y * self.downsample[1]
+
+
+@dataclass(frozen=True)
+class PredictedWindow:
+    """A part of the slide with what the network says about it.
+
+    Attributes
+    ----------
+    number
+        From 0, in the order in which windows come: row by row, left to right.
+    frame
+        The grid that the pixels belong to.
+    read, core
+        (x0, y0, x1, y1) of the pixels that are here, and of those that belong to this window alone; pixels of `frame`.
+        The cores of a stream do not overlap and cover the region.
+    rgb
+        uint8 (H, W, 3), the colours of `read` as the slide has them; white where no tile is.
+    probability
+        float32 (classes, H, W) of `read`; 1 for class 0 where no tile is.
+    wanted
+        bool (H, W): the pixel's centre lies in the region.
+    variance
+        With flips float32 (H, W): variance over the four flips, mean over the classes; 0 where no tile is. Else None.
+    """
+
+    number: int
+    frame: Frame
+    read: Box
+    core: Box
+    rgb: Rgb
+    probability: npt.NDArray[np.float32]
+    wanted: npt.NDArray[np.bool_]
+    variance: npt.NDArray[np.float32] | None = None
+
+    @property
+    def own(self) -> tuple[slice, slice]:
+        """Rows and columns of `core` in the arrays."""
+        x0, y0, x1, y1 = self.core
+        return slice(y0 - self.read[1], y1 - self.read[1]), slice(x0 - self.read[0], x1 - self.read[0])
+
+
+WindowObserver: TypeAlias = Callable[[PredictedWindow], None]
+"""Sees each window of a slide once, in order."""
+
+
+def stream_frame(slide: Slide, bundle: Bundle, region: Any, *, lens: Lens = PLAIN) -> Frame | None:
+    """Return the grid of a model over the bounds of a region, whole pixels inside the slide; None if there is none.
+
+    Raises
+    ------
+    MissingPixelSizeError
+        If the slide's pixel size is not known.
+    """
+    if region.is_empty:
+        return None
+    mpp = bundle.spec.mpp * lens.size
+    downsample = (mpp / slide.mpp[0], mpp / slide.mpp[1])
+    corner, size = [], []
+    for axis, full in enumerate(slide.dimensions):
+        low, high = max(0, math.floor(region.bounds[axis])), min(full, math.ceil(region.bounds[axis + 2]))
+        if high <= low:
+            return None
+        corner.append(float(low))
+        inside = math.floor((full - low) / downsample[axis] + 1e-6)
+        size.append(max(1, min(inside, math.ceil((high - low) / downsample[axis] - 1e-6))))
+    return Frame(corner[0], corner[1], size[0], size[1], downsample, mpp)
+
+
+def stream_windows(
+    slide: Slide,
+    bundle: Bundle,
+    region: Any,
+    *,
+    settings: InferenceSettings | None = None,
+    margin: int = 0,
+    lens: Lens = PLAIN,
+    progress: Progress | None = None,
+) -> Generator[PredictedWindow, None, None]:
+    """Predict a region of a slide and yield it window by window.
+
+    Where windows are cut changes no value, and the size of the tiles only what the network itself makes of it. Only
+    tiles whose core touches the region are read, each once, with their overlap; beyond the slide's edge its pixels are
+    mirrored. The memory depends on the window and the tile, not on the slide.
+
+    Parameters
+    ----------
+    slide
+        An open slide with a pixel size; read in several threads.
+    bundle
+        The model.
+    region
+        shapely Polygon or MultiPolygon, level-0 px.
+    settings
+        See :class:`~pyhisto.inference.settings.InferenceSettings`.
+    margin
+        Pixels around the own part of a window that it holds too, as far as the frame goes.
+    lens
+        How the network sees the slide.
+    progress
+        Called after each window, when the next one is asked for, with the number done and in all.
+
+    Yields
+    ------
+    PredictedWindow
+        Those whose own part touches the region, row by row. When this generator is closed, its threads end.
+
+    Raises
+    ------
+    ConfigError
+        If the settings do not fit the network.
+    MissingPixelSizeError
+        If the slide's pixel size is not known.
+    SlideError
+        If its pixels cannot be decoded; while windows are taken.
+    """
+    settings = settings or InferenceSettings()
+    frame = stream_frame(slide, bundle, region, lens=lens)
+    if frame is None:
+        nothing: tuple[PredictedWindow, ...] = ()
+        return (window for window in nothing)
+    cuts = _cut(frame, settings.window, margin, region)
+    grids = network_grids(bundle, settings, frame.width, frame.height)
+    grid, touched = _cheapest((grid, _touched(grid, frame, region)) for grid in grids)
+    plan = TilePlan(grid, touched, tuple(cut.read for cut in cuts))
+    reader = _SlideReader(slide, frame, lens)
+    return _report(_stream(reader, plan, bundle, settings, cuts, frame, region), len(cuts), progress)
+
+
+def predict_probabilities(
+    rgb: Rgb,
+    bundle: Bundle,
+    *,
+    wanted: npt.NDArray[np.bool_] | None = None,
+    settings: InferenceSettings | None = None,
+) -> npt.NDArray[np.float32]:
+    """Return the class probabilities of an image of any size, as :func:`stream_windows` gives them.
+
+    Parameters
+    ----------
+    rgb
+        uint8, shape (height, width, 3), at the model's µm/px; mirrored beyond its edge.
+    bundle
+        The model.
+    wanted
+        bool (height, width); tiles whose core has no wanted pixel are left out.
+    settings
+        Tile size, overlap, flips and batch size.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, shape (classes, height, width); 1 for class 0 where no tile is.
+    """
+    settings = settings or InferenceSettings()
+    height, width = rgb.shape[:2]
+    rows, columns = np.nonzero(np.ones((height, width), dtype=bool) if wanted is None else wanted)
+    choices = []
+    for grid in network_grids(bundle, settings, width, height):
+        touched = np.zeros(grid.shape, dtype=bool)
+        touched[rows // grid.core, columns // grid.core] = True
+        choices.append((grid, touched))
+    grid, touched = _cheapest(choices)
+    plan = TilePlan(grid, touched, ((0, 0, width, height),))
+
+    def tiles() -> Iterator[tuple[Rgb, Rgb]]:
+        for place in plan.order():
+            tile = _mirrored(grid.seen(*place), plan.reads[0], lambda x0, y0, x1, y1: rgb[y0:y1, x0:x1])
+            yield tile, tile
+
+    batch_size = settings.batch_size or bundle.tiles_at_once
+    predicted = predicted_tiles(tiles(), bundle, batch_size=batch_size, flips=settings.flips)
+    classes = len(bundle.spec.classes)
+    ((planes, _),) = blended_windows(predicted, plan, classes + settings.flips)
+    return planes[:classes]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Where a window is: what it holds, what is its own, and whether it lies in the region as a whole."""
+
+    read: Box
+    core: Box
+    inside: bool
+
+
+def _cut(frame: Frame, window: int, margin: int, region: Any) -> list[_Cut]:
+    """Return the windows whose own part touches the region, row by row."""
+    xs, ys = (list(itertools.pairwise(_edges(length, window))) for length in (frame.width, frame.height))
+    cores = [(x0, y0, x1, y1) for y0, y1 in ys for x0, x1 in xs]
+    reads = [
+        (max(0, x0 - margin), max(0, y0 - margin), min(frame.width, x1 + margin), min(frame.height, y1 + margin))
+        for x0, y0, x1, y1 in cores
+    ]
+    shapely.prepare(region)
+    touched = shapely.intersects(region, _level0(frame, cores))
+    inside = shapely.contains_properly(region, _level0(frame, reads))
+    found = zip(reads, cores, inside.tolist(), touched, strict=True)
+    return [_Cut(read, core, within) for read, core, within, touches in found if touches]
+
+
+def _edges(length: int, size: int) -> list[int]:
+    """Return where windows begin and end; a small rest joins the last one."""
+    edges = [*range(0, length, size), length]
+    if len(edges) > 2 and edges[-1] - edges[-2] < size / 4:
+        del edges[-2]
+    return edges
+
+
+def _cheapest(choices: Iterable[tuple[NetworkGrid, Flags]]) -> tuple[NetworkGrid, Flags]:
+    """Return the grid of whose tiles the fewest pixels are predicted, with which tiles these are."""
+    return min(choices, key=lambda choice: int(choice[1].sum()) * choice[0].tile_size ** 2)
+
+
+def _touched(grid: NetworkGrid, frame: Frame, region: Any) -> Flags:
+    """Return which tiles have a core that touches the region, bool, shape of the grid."""
+    rows, columns = grid.shape
+    out = np.zeros((rows, columns), dtype=bool)
+    shapely.prepare(region)
+    for row in range(rows):
+        y0, y1 = row * grid.core, min((row + 1) * grid.core, frame.height)
+        cores = [(x, y0, min(x + grid.core, frame.width), y1) for x in range(0, columns * grid.core, grid.core)]
+        out[row] = shapely.intersects(region, _level0(frame, cores))
+    return out
+
+
+def _level0(frame: Frame, boxes: list[Box]) -> Any:
+    """Return boxes of the frame as polygons, level-0 px."""
+    corner, step = np.array([frame.left, frame.top] * 2), np.array(frame.downsample * 2)
+    return shapely.box(*(np.array(boxes) * step + corner).T)
+
+
+class _SlideReader:
+    """Reads the pixels of a frame."""
+
+    def __init__(self, slide: Slide, frame: Frame, lens: Lens) -> None:
+        self._slide, self._frame, self._lens = slide, frame, lens
+        corner = (frame.left, frame.top)
+        left, top = (math.floor(at / step + 1e-6) for at, step in zip(corner, frame.downsample, strict=True))
+        right, bottom = (
+            max(1, math.floor((full - at) / step + 1e-6))  # a slide may be smaller than a pixel
+            for full, at, step in zip(slide.dimensions, corner, frame.downsample, strict=True)
+        )
+        self._inside = (-left, -top, right, bottom)
+        """Whole pixels of the grid that lie inside the slide."""
+
+    def read(self, box: Box) -> tuple[Rgb, Rgb]:
+        """Return RGB uint8 of a box as the slide has it and as the network sees it; mirrored beyond the slide."""
+        pixels = _mirrored(box, self._inside, self._pixels)  # a heated slide has more channels than three
+        return pixels[..., :3], self._lens.see(pixels)
+
+    def _pixels(self, x0: int, y0: int, x1: int, y1: int) -> Rgb:
+        left, top = self._frame.position(x0, y0)
+        return self._slide.read_downsampled(left, top, x1 - x0, y1 - y0, self._frame.downsample)
+
+
+def _mirrored(box: Box, inside: Box, pixels: Callable[[int, int, int, int], Rgb]) -> Rgb:
+    """Return RGB uint8 of a box of which only the pixels of `inside` exist; the others are mirrored at its edge."""
+    x0, y0, x1, y1 = (
+        *(max(own, limit) for own, limit in zip(box[:2], inside[:2], strict=True)),
+        *(min(own, limit) for own, limit in zip(box[2:], inside[2:], strict=True)),
+    )
+    rgb = pixels(x0, y0, x1, y1)
+    if (x0, y0, x1, y1) == box:
+        return rgb
+    around = ((y0 - box[1], box[3] - y1), (x0 - box[0], box[2] - x1), (0, 0))
+    return np.pad(rgb, around, mode="symmetric")
+
+
+def _stream(
+    reader: _SlideReader,
+    plan: TilePlan,
+    bundle: Bundle,
+    settings: InferenceSettings,
+    cuts: list[_Cut],
+    frame: Frame,
+    region: Any,
+) -> Generator[PredictedWindow, None, None]:
+    """Yield windows; reading, predicting and blending go on in threads of their own."""
+    batch_size = settings.batch_size or bundle.tiles_at_once
+    readers = settings.readers or min(MOST_READERS, os.cpu_count() or 1)
+    classes = len(bundle.spec.classes)
+    stop = threading.Event()
+
+    def predicted() -> Generator[PredictedTile, None, None]:
+        boxes = (plan.grid.seen(*place) for place in plan.order())
+        with closing(mapped_ahead(reader.read, boxes, threads=readers, ahead=readers + batch_size)) as read:
+            yield from predicted_tiles(read, bundle, batch_size=batch_size, flips=settings.flips)
+
+    def windows() -> Generator[PredictedWindow, None, None]:
+        with (
+            closing(in_thread(predicted(), stop, depth=batch_size)) as tiles,
+            closing(blended_windows(tiles, plan, classes + settings.flips)) as blended,
+        ):
+            for number, (cut, (planes, rgb)) in enumerate(zip(cuts, blended, strict=False)):  # fewer when stopped
+                wanted = np.ones(rgb.shape[:2], dtype=bool) if cut.inside else _wanted(region, frame, cut.read)
+                variance = planes[classes] if settings.flips else None
+                yield PredictedWindow(number, frame, cut.read, cut.core, rgb, planes[:classes], wanted, variance)
+
+    with closing(in_thread(windows(), stop, depth=WINDOWS_AHEAD)) as ready:
+        yield from ready
+
+
+def _wanted(region: Any, frame: Frame, read: Box) -> npt.NDArray[np.bool_]:
+    """Return which pixels of a box have their centre in the region."""
+    parts = shapely.get_parts(region)
+    shape = (read[3] - read[1], read[2] - read[0])
+    origin = frame.position(read[0], read[1])
+    return rasterise(parts, [1] * len(parts), shape, origin=origin, scale=frame.downsample) > 0
+
+
+def _report(
+    windows: Generator[PredictedWindow, None, None], total: int, progress: Progress | None
+) -> Generator[PredictedWindow, None, None]:
+    with closing(windows):
+        for done, window in enumerate(windows, start=1):
+            yield window
+            if progress is not None:
+                progress(done, total)
