@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import geopandas as gpd
     import shapely
 
+    from pyhisto.maps import Maps
     from pyhisto.slide import Slide
     from pyhisto.stain import StainVectors
 
@@ -30,6 +31,7 @@ __all__ = [
     "open_slide",
     "slide_mpp",
     "to_entry_frame",
+    "to_entry_maps",
     "to_slide_frame",
     "to_stain_vectors",
     "to_stains",
@@ -126,6 +128,16 @@ def to_entry_frame(objects: gpd.GeoDataFrame, entry: ImageEntry) -> gpd.GeoDataF
 def to_slide_frame(objects: gpd.GeoDataFrame, entry: ImageEntry) -> gpd.GeoDataFrame:
     """Return objects of an image in level-0 px of its slide."""
     return _transformed(objects, invert(entry.slide_frame()))
+
+
+def to_entry_maps(maps: Maps, entry: ImageEntry, mpp: tuple[float, float]) -> Maps:
+    """Return maps of a slide with the pixel size `mpp` as maps of the whole image that QuPath shows."""
+    import math
+
+    to_slide = invert(entry.slide_frame())
+    a, b, d, e = to_slide[:4]
+    across, down = math.hypot(a * mpp[0], d * mpp[1]), math.hypot(b * mpp[0], e * mpp[1])  # µm of a pixel of the image
+    return maps.framed(entry.size(), (maps.um / across, maps.um / down), to_slide)
 
 
 def _transformed(objects: gpd.GeoDataFrame, frame: Affine) -> gpd.GeoDataFrame:

@@ -11,9 +11,10 @@ import click
 
 from qupath_ext.cli.common import (
     backend_option,
-    device_option,
     mpp_option,
     open_for_command,
+    prediction_options,
+    prediction_settings,
     stains_option,
     view_options,
     wanted_entries,
@@ -24,7 +25,24 @@ __all__ = ["annotate"]
 
 @click.command()
 @click.argument("target", metavar="PROJECT", type=click.Path(path_type=Path))
-@click.option("--model", type=click.Path(path_type=Path), required=True, help="Model bundle, of tissue or of cells.")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Model folder: a bundle of this program, a MONAI bundle, or a WSInfer model.",
+)
+@click.option(
+    "--model-mpp",
+    type=click.FloatRange(0.02, 100),
+    default=None,
+    help="µm/px of the network's input, for a MONAI bundle, which does not say it.",
+)
+@click.option(
+    "--model-classes",
+    default=None,
+    metavar="NAME,...",
+    help="Names of the classes, for a MONAI bundle without good ones.",
+)
 @click.option("--image", "images", multiple=True, help="Name or id of an image of the project; may be repeated.")
 @click.option(
     "--region",
@@ -43,32 +61,50 @@ __all__ = ["annotate"]
     help="Growth of a nucleus to its cell, µm; 0 gives nuclei only.",
 )
 @view_options
-@device_option
+@prediction_options
 @backend_option
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def annotate(target: Path, model: Path, as_json: bool, **options: Any) -> None:
     """Run a trained model over the images of a QuPath project.
 
-    A tissue model writes annotations, a cell model cells with measurements, in the classes that it was trained for.
+    A tissue model writes annotations, a cell model cells with measurements, a classifier of tiles tiles with the
+    probability of each class, in the classes that it was trained for.
     Nothing that a person drew is changed. Close the image in QuPath first, and use File > Reload data afterwards.
     """
-    from pyhisto.bundle import load_bundle
+    from pyhisto.device import devices
+    from pyhisto.modelfolder import load_model
     from pyhisto.nuclei.adapt import View
     from qupath_ext.cli.progress import StageProgress
     from qupath_ext.workflows.annotate import Annotated, AnnotateSettings, annotate_images
 
     view = View(options["nucleus_size_um"], options["stain_normalisation"], options["classify"])
     settings = AnnotateSettings(
-        options["region"], options["stains"], view, options["cell_expansion_um"], options["mpp"]
+        region=options["region"],
+        stains=options["stains"],
+        view=view,
+        cell_expansion_um=options["cell_expansion_um"],
+        mpp=options["mpp"],
+        prediction=prediction_settings(options),
     )
-    bundle = load_bundle(model, device=options["device"])
+    names = [name.strip() for name in (options["model_classes"] or "").split(",") if name.strip()]
+    bundle, *others = [
+        load_model(
+            model,
+            device=device,
+            precision=options["precision"],
+            engine=options["engine"],
+            mpp=options["model_mpp"],
+            class_names=names,
+        )
+        for device in devices(options["device"])
+    ]
     project = open_for_command(target, options["backend"])
     entries = wanted_entries(project, options["images"])
     results, failures = [], []
     with StageProgress(enabled=sys.stderr.isatty() or not as_json) as progress:
         for outcome in annotate_images(
-            project, entries, bundle, settings, dry_run=options["dry_run"], progress=progress
+            project, entries, bundle, settings, others=others, dry_run=options["dry_run"], progress=progress
         ):
             if isinstance(outcome, Annotated):
                 results.append(outcome)
@@ -98,3 +134,5 @@ def _print(result: Any) -> None:
         click.echo(f"  {result.replaced} objects of earlier runs replaced, {result.kept} kept as a person left them")
     for note in result.notes:
         click.echo(f"  note: {note}")
+    for path in result.maps:
+        click.echo(f"  {path}, in the folder of the run")

@@ -14,9 +14,10 @@ import click
 
 from qupath_ext.cli.common import (
     backend_option,
-    device_option,
     mpp_option,
     open_for_command,
+    prediction_options,
+    prediction_settings,
     stains_option,
     view_options,
     wanted_entries,
@@ -90,7 +91,7 @@ def detection_options(command: F) -> F:
 )
 @detection_options
 @view_options
-@device_option
+@prediction_options
 @backend_option
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -103,10 +104,10 @@ def ki67(target: Path, as_json: bool, **options: Any) -> None:
     from qupath_ext.cli.progress import StageProgress
 
     _check_options(target, options)
-    tumour = _bundle(options["tumour"], "tissue_segmentation", options["device"])
-    cells = _bundle(options["cells"], "cell_detection", options["device"])
+    settings = _settings(options)
+    models = _models(options)
     with StageProgress(enabled=sys.stderr.isatty() or not as_json) as progress:
-        job = _Job(_settings(options), tumour, cells, options["dry_run"], progress)
+        job = _Job(settings, models, options["dry_run"], progress)
         project: Project | None
         if _is_project(target):
             project = open_for_command(target, options["backend"])
@@ -152,15 +153,24 @@ def _settings(options: dict[str, Any]) -> Ki67Settings:
         detection=CellDetectionSettings(**given),
         view=View(options["nucleus_size_um"], options["stain_normalisation"], options["classify"]),
         mpp=options["mpp"],
+        prediction=prediction_settings(options),
     )
 
 
-def _bundle(path: Path | None, kind: str, device: str) -> Bundle | None:
-    if path is None:
-        return None
+def _models(options: dict[str, Any]) -> list[tuple[Bundle | None, Bundle | None]]:
+    """Return the models of tumour and cells, once for each device."""
     from pyhisto.bundle import load_bundle
+    from pyhisto.device import devices
 
-    return load_bundle(path, kind=kind, device=device)
+    def load(path: Path | None, kind: str, device: str) -> Bundle | None:
+        if path is None:
+            return None
+        return load_bundle(path, kind=kind, device=device, precision=options["precision"], engine=options["engine"])
+
+    return [
+        (load(options["tumour"], "tissue_segmentation", device), load(options["cells"], "cell_detection", device))
+        for device in devices(options["device"])
+    ]
 
 
 @dataclass(frozen=True)
@@ -168,8 +178,7 @@ class _Job:
     """All that scoring needs beside the images."""
 
     settings: Ki67Settings
-    tumour: Bundle | None
-    cells: Bundle | None
+    models: list[tuple[Bundle | None, Bundle | None]]
     dry_run: bool
     progress: Callable[[str, int, int], None]
 
@@ -181,12 +190,14 @@ class _Job:
 
         results: list[ImageResult] = []
         failures = []
+        (tumour, cells), *others = self.models
         outcomes = annotate_project(
             project,
             entries,
             self.settings,
-            tumour=self.tumour,
-            cells=self.cells,
+            tumour=tumour,
+            cells=cells,
+            others=others,
             dry_run=self.dry_run,
             progress=self.progress,
         )
@@ -210,8 +221,9 @@ def _score_slide(
         slide.read_region(0, 0, 1, 1, mpp=slide.mean_mpp)
         if job.dry_run:
             stains = None if job.settings.stains == "auto" else H_DAB  # a new project has the default stains
+            tumour, cells = job.models[0]
             result = analyse_slide(
-                slide, job.settings, stains=stains, tumour=job.tumour, cells=job.cells, progress=job.progress
+                slide, job.settings, stains=stains, tumour=tumour, cells=cells, progress=job.progress
             )
             return None, [result]
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -259,9 +271,9 @@ def _write_report(project: Project, results: list[ImageResult], job: _Job) -> No
     """Write the report into the project's own ``qupath_ext`` folder."""
     from qupath_ext.workflows.reporting import write_ki67_report
 
-    bundles = [bundle for bundle in (job.tumour, job.cells) if bundle is not None]
+    bundles = [bundle for bundle in job.models[0] if bundle is not None]
     models = {f"{bundle.spec.kind} ({bundle.spec.architecture})": bundle.sha256 for bundle in bundles}
-    if job.cells is None:
+    if job.models[0][1] is None:
         models["cells"] = "classical detector"
     folder = project.path.parent / "qupath_ext"
     folder.mkdir(exist_ok=True)
@@ -299,6 +311,8 @@ def _print(
             )
         for note in result.notes:
             click.echo(f"  note: {note}")
+        for path in result.maps:
+            click.echo(f"  {path}, in the folder of the run")
     for entry, error in failures:
         click.echo(f"{entry.name}: failed: {error}", err=True)
     if project is not None:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from qupath_ext.present import PresentObjects, as_present
 from qupath_ext.runs.compare import CHANGES, Ints, compare, values_or_none
-from qupath_ext.runs.ownership import read_ids, read_written
+from qupath_ext.runs.ownership import is_unsaved, read_ids, read_written
 from qupath_ext.runs.record import Run, list_runs
 
 if TYPE_CHECKING:
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["STATUSES", "ImageDiff", "diff_image", "diff_run"]
 
-STATUSES = ("untouched", "changed", "deleted", "replaced", "undone", "not written")
+STATUSES = ("untouched", "changed", "deleted", "replaced", "undone", "not written", "not saved in QuPath")
 """What an object of a run can be: as it was written; changed by a person; deleted by a person; replaced by a later run;
-taken back by undo; or planned by a run that was interrupted before it wrote."""
+taken back by undo; planned by a run that was interrupted before it wrote; or handed to QuPath, which holds nothing of
+that run: it was never saved."""
+
+OBJECT_COLUMNS = ("status", "changes", "object_type", "before", "now")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ def diff_image(project: Project, run: Run, entry: ImageEntry, present: gpd.GeoDa
     ids = present.table.index
     image = run.images.get(entry.id, {})
     gone = "undone" if "undone" in image else "deleted" if image.get("status") == "done" else "not written"
+    if gone == "deleted" and is_unsaved(run, entry.id, ids):
+        gone = "not saved in QuPath"
     replaced = _replaced_later(project, run, entry.id)
     pieces = []
     at = np.empty(0, dtype=np.intp)
@@ -100,7 +105,7 @@ def diff_image(project: Project, run: Run, entry: ImageEntry, present: gpd.GeoDa
             at = _places(ids, written.index, after=at)
             known[at[at >= 0]] = True
             pieces.append(_statuses(written, present, at, gone, replaced))
-    objects = pd.concat(pieces)
+    objects = pd.concat(pieces) if pieces else pd.DataFrame(columns=OBJECT_COLUMNS, dtype=object)  # nothing was found
     objects = objects[~objects.index.duplicated(keep="last")]
     changed = present.take(ids.get_indexer(objects.index[objects["status"] == "changed"]))
     return ImageDiff(entry.id, entry.name, objects, _added(project, run, entry.id, present, known), changed)
@@ -129,14 +134,15 @@ def _statuses(written: pd.DataFrame, present: PresentObjects, at: Ints, gone: st
     if replaced:
         status[deleted & written.index.isin(replaced)] = "replaced"
     now = pd.Series(present.table["classification"].array.take(at, allow_fill=True), written.index)
-    data = {
-        "status": status,
-        "changes": _joined(found[list(CHANGES)]),
-        "object_type": written["object_type"].astype(object),
-        "before": values_or_none(written["classification"]),
-        "now": values_or_none(now),
-    }
-    return pd.DataFrame(data, index=written.index)
+    before = values_or_none(written["classification"])
+    columns = (
+        status,
+        _joined(found[list(CHANGES)]),
+        written["object_type"].astype(object),
+        before,
+        values_or_none(now),
+    )
+    return pd.DataFrame(dict(zip(OBJECT_COLUMNS, columns, strict=True)), index=written.index)
 
 
 def _joined(changes: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.object_]]:
@@ -158,7 +164,12 @@ def _replaced_later(project: Project, run: Run, entry_id: str) -> set[str]:
 def _added(
     project: Project, run: Run, entry_id: str, present: PresentObjects, known: np.ndarray[Any, np.dtype[np.bool_]]
 ) -> gpd.GeoDataFrame:
-    """Return what is in the image and not `known`, was not there when the run wrote to it, and no run wrote."""
+    """Return what is in the image and not `known`, was not there when the run wrote to it, and no run wrote.
+
+    What QuPath handed to a run need not have been all detections: after such a run only annotations are said to be new.
+    """
+    if run.images.get(entry_id, {}).get("saved_by"):
+        known |= (present.table["object_type"] != "annotation").to_numpy()
     if known.all():
         return present.take(np.flatnonzero(~known))
     others = (other for other in list_runs(project) if other.id != run.id)

@@ -6,30 +6,36 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import geopandas as gpd
 
-from pyhisto.bundle import Bundle
 from pyhisto.classes import CLASS_COLORS
-from pyhisto.errors import PyhistoError
+from pyhisto.errors import ConfigError, PyhistoError
+from pyhisto.foreign.models import HoverModel, TileModel
 from pyhisto.inference import predict_tissue
-from pyhisto.nuclei.adapt import View, adapt
+from pyhisto.inference.tileclasses import predict_tile_classes
+from pyhisto.nuclei.adapt import Adaptation, View, adapt
+from pyhisto.nuclei.hover import predict_hover_cells
 from pyhisto.nuclei.survey import expected_stains
 from pyhisto.objects import concat_objects, empty_objects
 from pyhisto.slide import Slide
+from pyhisto.stain import StainVectors
 from pyhisto.tissue import TissueSettings, detect_tissue
 from qupath_ext.errors import ProjectError
 from qupath_ext.frames import image_area, open_slide, to_entry_frame, to_slide_frame
 from qupath_ext.project import ImageEntry, Project, pack_rgb
-from qupath_ext.runs.ownership import read_ownership, write_run
+from qupath_ext.runs.ownership import read_ownership
 from qupath_ext.runs.record import Run
-from qupath_ext.workflows.images import Progress, run_images
-from qupath_ext.workflows.networks import network_cells
+from qupath_ext.workflows.images import Lane, Pending, Progress, run_images
+from qupath_ext.workflows.networks import NucleiLike, network_cells
+from qupath_ext.workflows.outcome import ImageOutcome, ImageWriter, described_stains
+from qupath_ext.workflows.prediction import Prediction, Watch, WatchedImage, image_maps
 from qupath_ext.workflows.regions import (
     TISSUE_MARGIN_UM,
     cells_inside,
     cut_to,
+    inside_selected,
     region_to_search,
     with_parents,
     without_doubles,
@@ -37,7 +43,16 @@ from qupath_ext.workflows.regions import (
 )
 from qupath_ext.workflows.surveys import StainSource, Surveys, entry_stains
 
+if TYPE_CHECKING:
+    from pyhisto.modelfolder import AnyModel
+
 __all__ = ["AnnotateSettings", "Annotated", "annotate_images"]
+
+CELL_KINDS = ("cell_detection", "nucleus_segmentation")
+"""Kinds of models that find cells, which are put into annotations."""
+
+WINDOWED = ("tissue_segmentation", "cell_detection")
+"""Kinds of models that say something of each pixel, of which there can be maps."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,8 @@ class AnnotateSettings:
     ----------
     region
         Where to look: ``"tissue"``, ``"image"``, or the name of a class for its annotations; ``"auto"`` in the tissue.
+    selected
+        Ids of annotations to look inside, whatever `region` says; only what lies in them is replaced.
     stains
         As in :func:`qupath_ext.workflows.surveys.entry_stains`.
     view
@@ -56,68 +73,47 @@ class AnnotateSettings:
         Growth of nuclei into cells; 0 gives detections.
     mpp
         Pixel size in µm that overrides the project's and the file's.
+    prediction
+        How the network runs, and what is kept of what it says.
     """
 
     region: str = "auto"
+    selected: tuple[str, ...] = ()
     stains: StainSource = "auto"
     view: View = field(default_factory=View)
     cell_expansion_um: float = 5.0
     mpp: float | None = None
+    prediction: Prediction = field(default_factory=Prediction)
 
 
-@dataclass(frozen=True)
-class Annotated:
+@dataclass(frozen=True, kw_only=True)
+class Annotated(ImageOutcome):
     """What was written to an image.
 
     Attributes
     ----------
-    name, entry_id
-        Of the image.
     counts
         Number of new objects of each class; ``Unclassified`` for those of none.
-    region_area_mm2
-        Area that was looked at.
-    settings, notes
-        What was measured on the slide, and what deserves a look.
-    seconds, kept, replaced
-        Time taken; objects of earlier runs that a person changed and that stay; objects that were replaced.
     """
 
-    name: str
-    entry_id: str
     counts: dict[str, int]
-    region_area_mm2: float
-    settings: dict[str, Any]
-    notes: tuple[str, ...] = ()
-    seconds: float = 0.0
-    kept: int = 0
-    replaced: int = 0
 
     def summary(self) -> dict[str, Any]:
         """Return the result as JSON types."""
-        return {
-            "image": self.name,
-            "entry_id": self.entry_id,
-            "objects": self.counts,
-            "region_area_mm2": round(self.region_area_mm2, 6),
-            "kept_by_person": self.kept,
-            "replaced": self.replaced,
-            "settings": self.settings,
-            "notes": list(self.notes),
-            "seconds": round(self.seconds, 2),
-        }
+        return {**super().summary(), "objects": self.counts}
 
 
 def annotate_images(
     project: Project,
     entries: Sequence[ImageEntry],
-    bundle: Bundle,
+    bundle: AnyModel,
     settings: AnnotateSettings,
     *,
+    others: Sequence[AnyModel] = (),
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Annotated | tuple[ImageEntry, PyhistoError]]:
-    """Run a model over images of a project, and write each result before the next begins.
+    """Run a model over images of a project, and write each result as it comes.
 
     What earlier runs of a model of the same kind and classes wrote and nobody touched makes way for the new objects.
 
@@ -129,6 +125,8 @@ def annotate_images(
         The model.
     settings
         See :class:`AnnotateSettings`.
+    others
+        The same model on further devices, each of which takes images of its own.
     dry_run
         Write nothing.
     progress
@@ -138,21 +136,38 @@ def annotate_images(
     ------
     Annotated or (ImageEntry, PyhistoError)
         The result of each image, or why it has none.
+
+    Raises
+    ------
+    ConfigError
+        If maps are wanted of a model that says nothing of single pixels.
     """
+    if settings.prediction.maps and bundle.spec.kind not in WINDOWED:
+        raise ConfigError(f"maps of a model for {bundle.spec.kind}", expected=f"one for {' or '.join(WINDOWED)}")
     sized = bundle.spec.nucleus_diameter_um is not None and settings.view.nucleus_size_um == "auto"
     reference = expected_stains(c.classification for c in bundle.spec.classes)
     surveys = Surveys(entries, settings.stains, settings.mpp, reference=reference, nuclei=sized)
     analysis = _analysis(bundle)
 
-    def analyse(entry: ImageEntry, run: Run | None) -> Annotated:
-        return _annotate(project, entry, bundle, settings, surveys, analysis, run, progress)
+    def lane(own: AnyModel) -> Lane[Annotated]:
+        def analyse(entry: ImageEntry, run: Run | None, progress: Progress) -> Pending[Annotated]:
+            return _annotate(project, entry, own, settings, surveys, analysis, run, progress)
+
+        return Lane([own], analyse)
 
     yield from run_images(
-        project, entries, analysis, asdict(settings), [bundle], analyse=analyse, recorded=_recorded, dry_run=dry_run
+        project,
+        entries,
+        analysis,
+        {**asdict(settings), "model": bundle.spec.to_dict()},  # beside the weights: µm/px, classes, numbers
+        [lane(own) for own in (bundle, *others)],
+        recorded=_recorded,
+        dry_run=dry_run,
+        progress=progress,
     )
 
 
-def _analysis(bundle: Bundle) -> str:
+def _analysis(bundle: AnyModel) -> str:
     """Return the name of the analysis, the same for all models of one kind and the same classes."""
     classes = sorted({str(c.classification) for c in bundle.spec.classes if c.classification is not None})
     digest = hashlib.sha256("\n".join(classes).encode()).hexdigest()
@@ -162,33 +177,44 @@ def _analysis(bundle: Bundle) -> str:
 def _annotate(
     project: Project,
     entry: ImageEntry,
-    bundle: Bundle,
+    bundle: AnyModel,
     settings: AnnotateSettings,
     surveys: Surveys,
     analysis: str,
     run: Run | None,
-    progress: Progress | None,
-) -> Annotated:
-    """Annotate one image and write the result, replacing what earlier runs wrote and nobody changed."""
+    progress: Progress,
+) -> Pending[Annotated]:
+    """Find what is on an image; what earlier runs wrote and nobody changed is to be replaced."""
     begin = time.perf_counter()
     ownership = read_ownership(project, analysis, entry)
-    drawn = to_slide_frame(ownership.present.drop(index=list(ownership.untouched)), entry)
+    replaceable = list(ownership.untouched)
+    if settings.selected:
+        replaceable = inside_selected(
+            ownership.present.loc[replaceable],
+            ownership.present,
+            settings.selected,
+            annotations=bundle.spec.kind == "tissue_segmentation",
+        )
+    drawn = to_slide_frame(ownership.present.drop(index=replaceable), entry)
     with open_slide(entry, settings.mpp) as slide:
         area = image_area(entry, slide)
-        new, parents = _where(slide, settings.region, drawn, area)
+        new, parents = _where(slide, settings, drawn, area)
         region = without_ignored(parents, drawn, area)
-        found, measured, notes = _found(slide, entry, bundle, settings, surveys, region, progress)
+        found, measured, watched = _found(slide, entry, bundle, settings, surveys, region, progress)
         found = cut_to(found, area)
+        maps = image_maps(entry, slide.mpp, {"": watched.maps}, settings.prediction)
         size_mm2 = float(region.area * slide.mpp[0] * slide.mpp[1] / 1e6)
-    if bundle.spec.kind == "cell_detection":
+    if bundle.spec.kind == "tissue_segmentation":
+        found["locked"] = True
+        if settings.selected:
+            found = with_parents(found, parents)
+    elif bundle.spec.kind in CELL_KINDS:
         corrected = cells_inside(drawn.loc[list(ownership.theirs)], region)
         found = with_parents(without_doubles(found, corrected), parents)
-        if settings.region == "image":  # the image is no annotation
+        if settings.region == "image" and not settings.selected:  # the image is no annotation
             found["parent_id"] = None
         else:
             found = concat_objects([new, found])
-    else:
-        found["locked"] = True
     objects = to_entry_frame(found, entry)
     counts = objects["classification"].astype(object).fillna("Unclassified").value_counts()
     result = Annotated(
@@ -197,20 +223,32 @@ def _annotate(
         counts={str(name): int(n) for name, n in counts.items()},
         region_area_mm2=size_mm2,
         settings=measured,
-        notes=notes,
+        notes=watched.notes,
         seconds=time.perf_counter() - begin,
         kept=len(ownership.theirs),
-        replaced=len(ownership.untouched),
+        replaced=len(replaceable),
+        maps=tuple(maps.files) if run is not None else (),
     )
-    if run is not None:
-        project.add_classes(_colors(bundle, objects))
-        lock = sorted(set(objects["parent_id"].dropna()) - set(objects.index))
-        write_run(run, entry, objects, ownership, replace=ownership.untouched, lock=lock, result=result.summary())
-    return result
+    writer = ImageWriter(
+        project=project,
+        entry=entry,
+        objects=objects,
+        ownership=ownership,
+        replace=replaceable,
+        colors=_colors(bundle, objects),
+        maps=maps,
+        result=result,
+    )
+    return Pending(result, writer)
 
 
-def _where(slide: Slide, region: str, drawn: gpd.GeoDataFrame, area: Any) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
+def _where(
+    slide: Slide, settings: AnnotateSettings, drawn: gpd.GeoDataFrame, area: Any
+) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
     """Return (new annotations, annotations to look inside); level-0 px."""
+    region = settings.region
+    if settings.selected:
+        return empty_objects(), region_to_search(slide, "auto", drawn, "", area, settings.selected)
     if region == "image":
         return empty_objects(), region_to_search(slide, "image", drawn, "", area)
     if region in ("auto", "tissue"):
@@ -229,44 +267,88 @@ def _where(slide: Slide, region: str, drawn: gpd.GeoDataFrame, area: Any) -> tup
 def _found(
     slide: Slide,
     entry: ImageEntry,
-    bundle: Bundle,
+    bundle: AnyModel,
     settings: AnnotateSettings,
     surveys: Surveys,
     region: Any,
-    progress: Progress | None,
-) -> tuple[gpd.GeoDataFrame, dict[str, Any], tuple[str, ...]]:
+    progress: Progress,
+) -> tuple[gpd.GeoDataFrame, dict[str, Any], WatchedImage]:
     """Return what the network finds in a region, what was measured before, and what deserves a look."""
     stains = entry_stains(entry, settings.stains)
     survey = surveys.of(entry, slide, stains)
     adaptation = adapt(bundle.spec, survey, settings.view)
+    kind = bundle.spec.kind
     measured = {"mpp": list(slide.mpp), **adaptation.measured, "unlike_training": list(adaptation.foreign)}
-    if region.is_empty:
-        return empty_objects(), measured, adaptation.notes
-    report = _reporter(progress, bundle.spec.kind)
-    if bundle.spec.kind == "tissue_segmentation":
-        found = predict_tissue(slide, bundle, region, lens=adaptation.lens, progress=report)
-        return found, measured, adaptation.notes
+    whole = settings.region in ("auto", "tissue", "image") and not settings.selected
+    watch = Watch(slide, bundle, region, adaptation, survey, settings.view, settings.prediction, whole)
     stains = stains or survey.stains.stains
-    found, decided = network_cells(
+    found, decided = empty_objects(), dict[str, Any]()
+    if not region.is_empty:
+        found, decided = _run(
+            slide,
+            bundle,
+            settings,
+            adaptation,
+            stains,
+            region,
+            watch,
+            lambda model, lens: surveys.nuclei_like(entry, model, lens),
+            lambda done, total: progress(kind.replace("_", " "), done, total),
+        )
+    if kind in CELL_KINDS:
+        decided |= described_stains(stains)
+    watched = watch.conclude(found)
+    return found, {**measured, **decided, "network": watched.measured}, watched
+
+
+def _run(  # noqa: PLR0913 - all of it is what is known about one image
+    slide: Slide,
+    model: AnyModel,
+    settings: AnnotateSettings,
+    adaptation: Adaptation,
+    stains: StainVectors,
+    region: Any,
+    watch: Watch,
+    nuclei_like: NucleiLike,
+    progress: Callable[[int, int], None],
+) -> tuple[gpd.GeoDataFrame, dict[str, Any]]:
+    """Return what a model of any kind finds in a region, and what was decided on the way."""
+    inference, lens = settings.prediction.inference, adaptation.lens
+    if isinstance(model, TileModel):
+        return predict_tile_classes(slide, model, region, settings=inference, lens=lens, progress=progress), {}
+    if isinstance(model, HoverModel):
+        cells = predict_hover_cells(
+            slide,
+            model,
+            stains=stains,
+            region=region,
+            lens=lens,
+            settings=inference,
+            cell_expansion_um=settings.cell_expansion_um,
+            progress=progress,
+        )
+        return cells, {}
+    if model.spec.kind == "tissue_segmentation":
+        found = predict_tissue(
+            slide, model, region, lens=lens, settings=inference, observers=watch.observers, progress=progress
+        )
+        return found, {}
+    return network_cells(
         slide,
-        bundle,
+        model,
         adaptation,
         settings.view,
         stains=stains,
         region=region,
         cell_expansion_um=settings.cell_expansion_um,
-        nuclei_like=lambda model, lens: surveys.nuclei_like(entry, model, lens),
-        progress=report,
+        settings=inference,
+        observers=watch.observers,
+        nuclei_like=nuclei_like,
+        progress=progress,
     )
-    described = {name: list(vector) for name, vector in zip(stains.names, stains.vectors, strict=True)}
-    return found, {**measured, **decided, "stains": described, "background": list(stains.background)}, adaptation.notes
 
 
-def _reporter(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
-    return None if progress is None else lambda done, total: progress(stage.replace("_", " "), done, total)
-
-
-def _colors(bundle: Bundle, objects: gpd.GeoDataFrame) -> dict[str, int | None]:
+def _colors(bundle: AnyModel, objects: gpd.GeoDataFrame) -> dict[str, int | None]:
     """Return the packed colour of each class of some objects: the bundle's, else QuPath's own."""
     own = {c.classification: c.color for c in bundle.spec.classes if c.color is not None}
     named = {name: own.get(name) or CLASS_COLORS.get(name) for name in objects["classification"].dropna().unique()}
@@ -275,15 +357,4 @@ def _colors(bundle: Bundle, objects: gpd.GeoDataFrame) -> dict[str, int | None]:
 
 def _recorded(entry: ImageEntry, run: Run) -> Annotated:
     """Return the result of an image that this run finished before it was interrupted."""
-    record = run.images[entry.id]["result"]
-    return Annotated(
-        name=entry.name,
-        entry_id=entry.id,
-        counts=record["objects"],
-        region_area_mm2=record["region_area_mm2"],
-        settings=record["settings"],
-        notes=tuple(record["notes"]),
-        seconds=record["seconds"],
-        kept=record["kept_by_person"],
-        replaced=record["replaced"],
-    )
+    return Annotated(**ImageOutcome.recorded(entry, run), counts=run.images[entry.id]["result"]["objects"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import geopandas as gpd
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhisto.bundle import Bundle
-from pyhisto.inference import Lens
+from pyhisto.inference import InferenceSettings, Lens, WindowObserver
 from pyhisto.nuclei.adapt import Adaptation, View, dab_means, with_classes
 from pyhisto.nuclei.network import predict_cells
 from pyhisto.objects import empty_objects
@@ -32,6 +32,8 @@ def network_cells(  # noqa: PLR0913 - all of it is what is known about one slide
     stains: StainVectors,
     region: Any,
     cell_expansion_um: float,
+    settings: InferenceSettings | None = None,
+    observers: Iterable[WindowObserver] = (),
     nuclei_like: NucleiLike | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[gpd.GeoDataFrame, dict[str, Any]]:
@@ -43,7 +45,7 @@ def network_cells(  # noqa: PLR0913 - all of it is what is known about one slide
         An open slide and the model.
     adaptation, view
         What was found out about the slide, and what is wanted.
-    stains, region, cell_expansion_um, progress
+    stains, region, cell_expansion_um, settings, observers, progress
         As in :func:`pyhisto.nuclei.network.predict_cells`.
     nuclei_like
         Other slides whose nuclei help to find the DAB cut of a small one.
@@ -62,6 +64,8 @@ def network_cells(  # noqa: PLR0913 - all of it is what is known about one slide
         stains=stains,
         region=region,
         lens=adaptation.lens,
+        settings=settings,
+        observers=observers,
         cell_expansion_um=cell_expansion_um,
         progress=progress,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import geopandas as gpd
@@ -18,6 +19,7 @@ __all__ = [
     "RegionSource",
     "cells_inside",
     "cut_to",
+    "inside_selected",
     "region_to_search",
     "with_parents",
     "without_doubles",
@@ -29,23 +31,40 @@ RegionSource = Literal["auto", "tumour", "tissue", "image"]
 TISSUE_MARGIN_UM = 50.0
 """How far around the tissue is looked for cells, so that none at its edge is cut off."""
 
+SLACK_PX = 1.0
+"""How far what was cut to a region may stick out of it, px, for having been rounded."""
+
 IGNORE_CLASS = "Ignore*"
 """QuPath's class for areas that are not to be looked at."""
 
 
 def region_to_search(
-    slide: Slide, source: RegionSource, drawn: gpd.GeoDataFrame, tumour_class: str, area: Any
+    slide: Slide,
+    source: RegionSource,
+    drawn: gpd.GeoDataFrame,
+    tumour_class: str,
+    area: Any,
+    selected: Sequence[str] = (),
 ) -> gpd.GeoDataFrame:
     """Return the annotations inside which to look, level-0 px: drawn ones, or new ones around tissue or image.
 
-    `area` is the polygon of the slide that the image shows; new annotations stay inside it.
+    `area` is the polygon of the slide that the image shows; new annotations stay inside it. Those with the ids
+    `selected`, if there are any, go before `source`.
 
     Raises
     ------
     ProjectError
-        If tumour annotations are asked for and there are none.
+        If tumour annotations are asked for and there are none, or those that are selected have no area.
     """
     is_area = shapely.get_dimensions(drawn.geometry.to_numpy()) == 2
+    if selected:
+        chosen = (drawn["object_type"] == "annotation") & drawn.index.isin(list(selected)) & is_area
+        if not chosen.any():
+            raise ProjectError(
+                f"{slide.path.name}: none of the {len(selected)} selected objects is an annotation with an area",
+                remedy="select rectangles, brushed areas or polygons, or nothing",
+            )
+        return drawn[chosen]
     mine = (drawn["object_type"] == "annotation") & (drawn["classification"] == tumour_class) & is_area
     if source == "tumour" or (source == "auto" and mine.any()):
         if not mine.any():
@@ -57,6 +76,32 @@ def region_to_search(
     if source == "image":
         return make_objects([area], object_type="annotation")
     return cut_to(detect_tissue(slide, TissueSettings(margin_um=TISSUE_MARGIN_UM)), area)
+
+
+def inside_selected(
+    objects: gpd.GeoDataFrame, present: gpd.GeoDataFrame, selected: Sequence[str], *, annotations: bool
+) -> list[str]:
+    """Return the ids of those of some objects that lie in selected annotations, and are none of them.
+
+    Parameters
+    ----------
+    objects, present
+        The objects, out of all that the image has.
+    selected
+        Ids of annotations in `present`.
+    annotations
+        Return annotations that are covered; else what is no annotation and has its centroid inside.
+    """
+    areas = present[present.index.isin(list(selected))]
+    region = _joined(areas[shapely.get_dimensions(areas.geometry.to_numpy()) == 2])
+    shapely.prepare(region)
+    is_annotation = (objects["object_type"] == "annotation").to_numpy()
+    shapes = objects.geometry.to_numpy()
+    if annotations:
+        inside = is_annotation & shapely.covers(shapely.buffer(region, SLACK_PX), shapes)
+    else:
+        inside = ~is_annotation & shapely.intersects(region, shapely.centroid(shapes))
+    return [str(id_) for id_ in objects.index[inside & ~objects.index.isin(list(selected))]]
 
 
 def cut_to(objects: gpd.GeoDataFrame, area: Any) -> gpd.GeoDataFrame:

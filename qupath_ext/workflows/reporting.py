@@ -87,6 +87,8 @@ def write_ki67_report(
 
 def _slide_report(result: ImageResult, overview: bytes, detail: bytes | None, truth: TruthReport | None) -> SlideReport:
     area = result.region_area_mm2
+    networks = [value for name, value in result.settings.items() if name.startswith("network")]
+    warnings = [f"{code}: {words}" for network in networks for code, words in network["findings"].items()]
     return SlideReport(
         name=result.name,
         index=result.index,
@@ -96,7 +98,8 @@ def _slide_report(result: ImageResult, overview: bytes, detail: bytes | None, tr
         detail_png=detail,
         stains={name: _text(value) for name, value in result.settings["stains"].items()},
         settings={name: _text(value) for name, value in result.settings.items() if name != "stains"},
-        notes=result.notes,
+        notes=tuple(note for note in result.notes if note not in warnings),
+        warnings=tuple(warnings),
         truth=truth,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -83,6 +84,7 @@ class Surveys:
         self._nuclei = nuclei
         self._stains = stains
         self._mpp = mpp
+        self._lock = threading.RLock()  # several threads may analyse images
         self._groups: dict[tuple[float, str], list[ImageEntry]] = {}
         self._found: dict[tuple[float, str], Survey] = {}
         self._means: dict[tuple[str, float, str], npt.NDArray[np.float64]] = {}
@@ -96,16 +98,25 @@ class Surveys:
         kind = self._kind(entry)
         if kind is None or len(self._groups[kind]) < 2:
             return self._survey(slide, stains)
-        if kind not in self._found:
-            surveys = [self._survey(slide, stains)]
-            for other in self._others(kind, entry):
-                try:
-                    with open_slide(other, self._mpp) as opened:
-                        surveys.append(self._survey(opened, entry_stains(other, self._stains)))
-                except PyhistoError:  # that image will say so when its turn comes
-                    continue
-            self._found[kind] = pool_surveys(surveys)
-        return self._found[kind]
+        with self._lock:
+            if kind not in self._found:
+                self._found[kind] = self._pooled(kind, entry, slide, stains)
+            return self._found[kind]
+
+    def _pooled(self, kind: tuple[float, str], entry: ImageEntry, slide: Slide, stains: StainVectors | None) -> Survey:
+        """Return what images of a kind show together, the same whichever of them is the first to ask."""
+        first = self._groups[kind][0]
+        surveys = []
+        for other in (first, *self._others(kind, first)):
+            if other.id == entry.id:
+                surveys.append(self._survey(slide, stains))
+                continue
+            try:
+                with open_slide(other, self._mpp) as opened:
+                    surveys.append(self._survey(opened, entry_stains(other, self._stains)))
+            except PyhistoError:  # that image will say so when its turn comes
+                continue
+        return pool_surveys(surveys or [self._survey(slide, stains)])
 
     def nuclei_like(self, entry: ImageEntry, bundle: Bundle, lens: Lens) -> npt.NDArray[np.float64]:
         """Return the mean DAB OD of the nuclei of other small images of the kind of this one, float64 (n,)."""
@@ -113,18 +124,22 @@ class Surveys:
         if kind is None or len(self._groups[kind]) < 2:
             return np.empty(0)
         key = (bundle.sha256, *kind)
-        if key not in self._means:
-            means = [np.empty(0)]
-            for other in self._others(kind, None):
-                try:
-                    with open_slide(other, self._mpp) as opened:
-                        stains = entry_stains(other, self._stains) or self.of(other, opened, None).stains.stains
-                        cells = predict_cells(opened, bundle, stains=stains, lens=lens, cell_expansion_um=0)
-                except PyhistoError:
-                    continue
-                means.append(dab_means(cells))
-            self._means[key] = np.concatenate(means)
-        return self._means[key]
+        with self._lock:
+            if key not in self._means:
+                self._means[key] = self._means_of(kind, bundle, lens)
+            return self._means[key]
+
+    def _means_of(self, kind: tuple[float, str], bundle: Bundle, lens: Lens) -> npt.NDArray[np.float64]:
+        means = [np.empty(0)]
+        for other in self._others(kind, None):
+            try:
+                with open_slide(other, self._mpp) as opened:
+                    stains = entry_stains(other, self._stains) or self.of(other, opened, None).stains.stains
+                    cells = predict_cells(opened, bundle, stains=stains, lens=lens, cell_expansion_um=0)
+            except PyhistoError:
+                continue
+            means.append(dab_means(cells))
+        return np.concatenate(means)
 
     def _survey(self, slide: Slide, stains: StainVectors | None) -> Survey:
         return survey_slide(slide, stains=stains, reference=self._reference, nuclei=self._nuclei)

@@ -4,80 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import geopandas as gpd
-import numpy as np
 import pandas as pd
 import pytest
 import shapely
 from click.testing import CliRunner, Result
+from fake_models import FakeCells, FakeTissue
 
 from pyhisto.objects import make_objects
-from pyhisto.spec import ModelClass, ModelSpec
-from pyhisto.stain import optical_density_sum
 from pyhisto.synth import SynthSettings, make_slide
 from qupath_ext.cli import main
 from qupath_ext.project import Project, create_project, open_project
 from qupath_ext.runs.record import list_runs
-
-NUMBERS = {"threshold": 0.35, "sigma_um": 1.0, "min_distance_um": 3.0, "reach_um": 7.0, "core_um": 1.5}
-CELLS = ("background", "positive", "ring", "negative", "ring 2")
-CELL_CLASSES = (None, "Tumor: Positive", None, "Lymphocyte", None)
-
-
-class FakeCells:
-    """Takes the place of a cell model: a spot on each dark blob, of the first class where it is brown."""
-
-    path = Path("models/cells")
-    sha256 = "c" * 64
-    device = "cpu"
-    spec = ModelSpec(
-        "cell_detection",
-        "fake",
-        tuple(
-            ModelClass(n, c, (1, 2, 3) if c == "Lymphocyte" else None) for n, c in zip(CELLS, CELL_CLASSES, strict=True)
-        ),
-        tile_size=64,
-        overlap=8,
-        postprocessing=NUMBERS,
-    )
-
-    def predict(self, tiles: Any) -> Any:
-        out = np.zeros((len(tiles), 5, *tiles.shape[1:3]), dtype=np.float32)
-        for tile, probability in zip(tiles, out, strict=True):
-            nucleus = np.clip(optical_density_sum(tile, (240.0, 240.0, 240.0)) - 0.6, 0, 1)
-            brown = tile[..., 0].astype(float) > tile[..., 2]
-            probability[1], probability[3] = nucleus * brown, nucleus * ~brown
-            probability[0] = 1 - nucleus
-        return out
-
-
-class FakeTissue:
-    """Takes the place of a tissue model: everything is stroma with 0.9."""
-
-    path = Path("models/tissue")
-    sha256 = "t" * 64
-    device = "cpu"
-    spec = ModelSpec(
-        "tissue_segmentation",
-        "fake",
-        (ModelClass("background"), ModelClass("tumour", "Tumor"), ModelClass("stroma", "Stroma")),
-        mpp=1.0,
-        tile_size=64,
-        overlap=8,
-        postprocessing={
-            "threshold": 0.5,
-            "sigma_um": 0.0,
-            "min_area_um2": 100.0,
-            "min_hole_area_um2": 100.0,
-            "simplify_um": 1.0,
-        },
-    )
-
-    def predict(self, tiles: Any) -> Any:
-        shares = np.array([0.06, 0.04, 0.9], dtype=np.float32)
-        return np.broadcast_to(shares[None, :, None, None], (len(tiles), 3, *tiles.shape[1:3])).copy()
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +29,7 @@ def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
     fakes = {"cells": FakeCells(), "tissue": FakeTissue()}
-    monkeypatch.setattr("pyhisto.bundle.load_bundle", lambda path, **options: fakes[Path(path).name])
+    monkeypatch.setattr("pyhisto.modelfolder.load_model", lambda path, **options: fakes[Path(path).name])
 
 
 REGION = shapely.box(100, 100, 400, 400)

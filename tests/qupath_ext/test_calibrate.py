@@ -45,6 +45,7 @@ class Blind:
     path = Path("models/cells")
     sha256 = "c" * 64
     device = "cpu"
+    stride, stream_tile, tiles_at_once = 1, (64, 8), 8
     spec = ModelSpec(
         "cell_detection",
         "fake",

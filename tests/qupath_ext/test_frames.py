@@ -24,6 +24,7 @@ from frame_cases import (
 )
 
 from pyhisto.errors import UnsupportedSlideError
+from pyhisto.maps import Maps
 from pyhisto.objects import make_objects
 from pyhisto.stain import H_DAB as PYHISTO_H_DAB
 from qupath_ext.errors import FormatError, ProjectError
@@ -32,6 +33,7 @@ from qupath_ext.frames import (
     is_default_stains,
     open_slide,
     to_entry_frame,
+    to_entry_maps,
     to_slide_frame,
     to_stain_vectors,
     to_stains,
@@ -277,3 +279,18 @@ def test_default_stains_are_told_from_adjusted_ones() -> None:
     assert not is_default_stains(dataclasses.replace(H_DAB, stain1=(red + 0.05, green, blue)))
     red, green, blue = H_DAB.background
     assert not is_default_stains(dataclasses.replace(H_DAB, background=(red - 20, green, blue)))
+
+
+def test_maps_of_an_image_that_is_turned_and_whose_pixels_are_not_square() -> None:
+    class Turned:  # by a quarter clockwise: the slide's 30 x 20 px are 20 x 30
+        def slide_frame(self) -> tuple[float, ...]:
+            return (0.0, -1.0, 1.0, 0.0, 20.0, 0.0)
+
+        def size(self) -> tuple[int, int]:
+            return 20, 30
+
+    values = np.arange(12, dtype=np.float32).reshape(1, 4, 3)
+    maps = Maps(("a",), values, (0.0, 0.0), (10.0, 5.0), 2.5)  # of 0.25 x 0.5 µm pixels
+    turned = to_entry_maps(maps, Turned(), (0.25, 0.5))  # type: ignore[arg-type]
+    assert turned.scale == (5.0, 10.0)
+    assert turned.values[0].tolist() == np.rot90(values[0], -1).tolist()
