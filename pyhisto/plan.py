@@ -15,17 +15,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pyhisto.errors import ConfigError, TrainingError
+from pyhisto.fingerprint import ClassFacts, Facts, Kind, Machine
 
 __all__ = [
     "NETWORKS",
     "ClassFacts",
     "Decision",
     "Facts",
+    "Kind",
     "Machine",
     "Network",
     "choose_augmentation",
@@ -74,74 +76,16 @@ STEP_SHARE = 0.85
 PEAK_RATE = 2e-3
 """Peak of the one-cycle schedule for batches of 8 and random weights."""
 
-Kind = Literal["cells", "tissue"]
+FEW_PATIENTS = 5
+"""Patients from which on fine-tuning sets one aside for validation."""
+
+START_SHARE = 0.5
+"""Share of the weights gone on from in those that come of fine-tuning on so few (projects/deepliif/README.md)."""
+
+PARTS = 2
+"""Parts of so few patients, each of which is judged by a training on the others."""
+
 Settings = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ClassFacts:
-    """One class to learn: its number of objects, and the area of its polygons in mm²."""
-
-    name: str
-    objects: int
-    area_mm2: float
-
-
-@dataclass(frozen=True)
-class Facts:
-    """The fingerprint of the annotations.
-
-    Attributes
-    ----------
-    kind, classes
-        What is to be learnt.
-    slides, patients
-        Numbers of them in training and validation.
-    slide_mpp
-        Pixel size of the coarsest slide, µm.
-    labelled_mm2, slide_mm2
-        Area that annotations label, and that of all slides.
-    size_um, large_um
-        Median and 99th percentile of the diameter of polygons of the classes (of a disc of the same area). Where there
-        are only points, the median as the nuclei measure on the slides, and no percentile; None if that failed too.
-    spacing_um
-        Median distance from a cell to the next; None with fewer than 2.
-    white_spread
-        Standard deviation of the slides' white points in optical density, mean of the channels.
-    areas_vary
-        Largest by smallest labelled area of a slide.
-    validation_areas
-        Number of areas set aside for validation by annotation.
-    """
-
-    kind: Kind
-    classes: tuple[ClassFacts, ...]
-    slides: int
-    patients: int
-    slide_mpp: float
-    labelled_mm2: float
-    slide_mm2: float
-    size_um: float | None = None
-    large_um: float | None = None
-    spacing_um: float | None = None
-    white_spread: float = 0.0
-    areas_vary: float = 1.0
-    validation_areas: int = 0
-
-    @property
-    def objects(self) -> int:
-        """Objects of all classes."""
-        return sum(c.objects for c in self.classes)
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the training runs on: device, CPU cores, its memory in GiB, and the minutes there are."""
-
-    device: str
-    cores: int
-    memory_gib: float
-    minutes: float
 
 
 @dataclass(frozen=True)
@@ -294,12 +238,14 @@ def choose_schedule(
     """Rule 3: steps from the labels and the time; the learning rate from the batch and what training starts from.
 
     The rate goes with the square root of the batch (Krizhevsky 2014); weights that are fine-tuned get a quarter of it,
-    and a third of the steps.
+    and a third of the steps, and keep the statistics of their normalisation layers, which a few slides would bend
+    towards themselves. Where they are cross-validated, these trainings share the time.
     """
     worth = worth_steps(facts, network, mpp)
     if init:
         worth = max(FEWEST_STEPS, worth // 3)
-    fits = int(machine.minutes * 60 * STEP_SHARE / pace)
+    trainings = 1 + judged_parts(facts, init=init)
+    fits = int(machine.minutes * 60 * STEP_SHARE / pace / trainings)
     steps = max(FEWEST_STEPS, min(worth, fits))
     rate = PEAK_RATE * math.sqrt(network.batch_size / 8) * (0.25 if init else 1.0)
     limit = "the labels are worth no more" if worth <= fits else f"as many as fit into {machine.minutes:g} min"
@@ -312,9 +258,19 @@ def choose_schedule(
         "training.validate_every": max(20, steps // 10),
         "training.workers": min(4, machine.cores - 1),
     }
+    if init:
+        settings["training.keep_statistics"] = True
     seen = steps * network.batch_size
     text = f"{steps} steps ({seen} patches of {facts.objects} objects on {facts.labelled_mm2:.2g} mm²): {limit}"
-    return Decision(settings, f"{text}; peak rate {rate:.2g}{' for fine-tuning' if init else ''}")
+    text += f", {trainings} times" if trainings > 1 else ""
+    tuned = " for fine-tuning, with the normalisation's statistics kept" if init else ""
+    return Decision(settings, f"{text}; peak rate {rate:.2g}{tuned}")
+
+
+def judged_parts(facts: Facts, *, init: bool) -> int:
+    """Return the parts of a cross-validation: of cell models that go on from another on few patients; else 0."""
+    few = init and facts.kind == "cells" and 1 < facts.patients < FEW_PATIENTS
+    return PARTS if few and not facts.validation_areas else 0
 
 
 def choose_labels(facts: Facts) -> Decision:
@@ -369,8 +325,15 @@ def choose_loss(facts: Facts) -> Decision:
     return Decision({"training.loss.name": "dice-ce"}, f"Dice + cross-entropy: {text}")
 
 
-def choose_postprocessing(facts: Facts) -> Decision:
-    """Rule 8: cells: peaks at least 0.4 of a nucleus apart, and no nucleus larger than the largest annotated."""
+def choose_postprocessing(facts: Facts, known: Mapping[str, float] | None = None) -> Decision:
+    """Rule 8: cells: peaks at least 0.4 of a nucleus apart, and no nucleus larger than the largest annotated.
+
+    A model that is fine-tuned keeps its own, `known`: it was chosen with that network, on more than a few fields.
+    """
+    if known:
+        return Decision(
+            {f"postprocessing.{key}": value for key, value in known.items()}, "post-processing as the model had it"
+        )
     if facts.kind == "tissue":
         return Decision({}, "as usual")
     size = facts.size_um or USUAL_NUCLEUS_UM
@@ -383,16 +346,31 @@ def choose_postprocessing(facts: Facts) -> Decision:
     return Decision(settings, f"for {measured} nuclei of {size:.1f} µm, the largest {large:.1f} µm")
 
 
-def choose_validation(facts: Facts) -> Decision:
-    """Rule 9: a fifth of the patients, at least one; with annotated validation areas or one patient, none."""
+def choose_validation(facts: Facts, *, init: bool = False) -> Decision:
+    """Rule 9: a fifth of the patients, at least one; with annotated validation areas or one patient, none.
+
+    Fine-tuning on fewer than :data:`FEW_PATIENTS` sets none aside either: one of them would be a third or half of what
+    there is to learn from, and its Dice, which is that of drawn discs and rings, preferred the old weights to those
+    that class cells better (measured: projects/deepliif/README.md). The mean of the last weights and those
+    before is taken (Wortsman 2022), and cells are cross-validated: each part of the patients by a training on the
+    others.
+    """
+    parts = judged_parts(facts, init=init)
     if facts.validation_areas:
         share, why = 0.0, f"{facts.validation_areas} areas are annotated for it"
+    elif init and 1 < facts.patients < FEW_PATIENTS:
+        share, why = 0.0, f"all {facts.patients} patients are trained on"
+        why += f"; {parts} parts of them judge trainings on the others" if parts else ""
     elif facts.patients < 2:
         share, why = 0.0, "one patient only: nothing will say how good the model is on another"
     else:
         share = round(max(0.2, 1 / facts.patients), 3)
         why = f"{max(1, round(share * facts.patients))} of {facts.patients} patients"
-    return Decision({"validation": share}, f"{share:.0%} of the patients: {why}")
+    settings: Settings = {"validation": share} | ({"cross_validation": parts} if parts else {})
+    if init and not share and not facts.validation_areas:
+        settings["start_share"] = START_SHARE
+        why += f"; the weights become the mean of those before ({START_SHARE:g}) and after"
+    return Decision(settings, f"{share:.0%} of the patients: {why}")
 
 
 def make_plan(
@@ -402,6 +380,7 @@ def make_plan(
     *,
     mpp: float | None = None,
     network: Network | None = None,
+    postprocessing: Mapping[str, float] | None = None,
 ) -> tuple[Decision, ...]:
     """Apply all rules.
 
@@ -415,6 +394,8 @@ def make_plan(
         Pixel size that was asked for, µm; None leaves it to rule 1.
     network
         Network of the model to go on from, whose weights are fine-tuned; None for a new one.
+    postprocessing
+        Numbers of the model to go on from; None leaves them to rule 8.
 
     Raises
     ------
@@ -434,8 +415,8 @@ def make_plan(
         choose_sampling(facts),
         choose_augmentation(facts),
         choose_loss(facts),
-        choose_postprocessing(facts),
-        choose_validation(facts),
+        choose_postprocessing(facts, postprocessing),
+        choose_validation(facts, init=network is not None),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pyhisto.config import from_mapping
 from pyhisto.dataset import Augmentation, BoundaryWeights, CellTask, Sampling, TissueTask
+from pyhisto.dataset.cascade import PatchRule
 from pyhisto.errors import ConfigError
 from pyhisto.models import BACKBONE_PREFIX, MODELS, check_tile_size
 from pyhisto.nuclei import CellDetectionSettings
@@ -19,6 +20,7 @@ from pyhisto.train.settings import TrainSettings
 
 __all__ = [
     "POSTPROCESSING",
+    "CascadeStudy",
     "Kind",
     "LabelStudy",
     "ModelStudy",
@@ -119,6 +121,55 @@ class LabelStudy:
 
 
 @dataclass(frozen=True)
+class CascadeStudy:
+    """The first stage of a coarse-to-fine tissue model: a network that classifies patches at high magnification.
+
+    Its heatmap goes, with the colours at low magnification, into the network of :class:`ModelStudy`.
+
+    Attributes
+    ----------
+    detector, channels, encoder_weights
+        As in :func:`pyhisto.models.cascade.build_detector`.
+    mpp, patch_size
+        Patches: µm/px, of which the model's is a whole multiple, and side in px.
+    rule
+        Which class a patch is of; see :class:`pyhisto.dataset.cascade.PatchRule`.
+    hidden
+        Share of the second stage's patches whose heat is hidden.
+    propose, proposal_threshold, proposal_margin_um
+        As in :class:`pyhisto.spec.CascadeSpec`.
+    training
+        How the first stage is trained; ``[training]`` says how the second one is.
+    """
+
+    detector: str = "efficientnet-b0"
+    channels: tuple[int, ...] = ()
+    encoder_weights: str = "random"
+    mpp: float = 0.5
+    patch_size: int = 256
+    rule: PatchRule = field(default_factory=PatchRule)
+    hidden: float = 0.25
+    propose: bool = True
+    proposal_threshold: float = 0.1
+    proposal_margin_um: float = 100.0
+    training: TrainSettings = field(default_factory=TrainSettings)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mpp < math.inf:
+            raise ConfigError(f"mpp = {self.mpp} µm/px", expected="a pixel size above 0")
+        if self.patch_size < 1 or not all(channels > 0 for channels in self.channels):
+            raise ConfigError(f"patch_size = {self.patch_size}, channels = {self.channels}", expected="1 or more")
+        if not 0 <= self.hidden < 1 or (self.propose and self.hidden == 0):
+            raise ConfigError(f"hidden = {self.hidden}", expected="below 1, and above 0 where propose = true")
+        if not 0 < self.proposal_threshold < 1:
+            raise ConfigError(f"proposal_threshold = {self.proposal_threshold}", expected="between 0 and 1")
+        if not 0 <= self.proposal_margin_um < math.inf:
+            raise ConfigError(f"proposal_margin_um = {self.proposal_margin_um}", expected="0 or more")
+        if self.training.loss.name == "boundary-cross-entropy":
+            raise ConfigError("the loss boundary-cross-entropy for patches", expected="a loss without boundary weights")
+
+
+@dataclass(frozen=True)
 class TrainStudy:
     """Everything about the training of one model.
 
@@ -134,12 +185,20 @@ class TrainStudy:
         Entry metadata that names the patient; an image without it is a patient by its slide.
     validation
         Share of the patients to validate on, where no split is given.
+    cross_validation
+        Parts that the patients of a cell model to go on from are dealt out to, each judged by a training on the others;
+        0 for none. It takes as many trainings more.
+    start_share
+        Share of the weights to go on from in those of the result, from 0 to less than 1: the mean of both keeps more of
+        what the model could do elsewhere (Wortsman 2022). Figures of the validation are those before the mean.
     validation_windows
         Most windows of the validation areas that are looked at each time.
     model, labels, sampling, augmentation, training, boundary
         See :class:`ModelStudy`, :class:`LabelStudy`, :class:`pyhisto.dataset.Sampling`,
         :class:`pyhisto.dataset.Augmentation`, :class:`pyhisto.train.TrainSettings` and
         :class:`pyhisto.dataset.BoundaryWeights`.
+    cascade
+        Makes it a coarse-to-fine model of tissue; None for a single network.
     postprocessing
         Numbers that turn the output into objects; what is not given is as in :data:`POSTPROCESSING`.
     """
@@ -149,6 +208,8 @@ class TrainStudy:
     name: str = ""
     patient_key: str = "Patient"
     validation: float = 0.2
+    cross_validation: int = 0
+    start_share: float = 0.0
     validation_windows: int = 24
     model: ModelStudy = field(default_factory=ModelStudy)
     labels: LabelStudy = field(default_factory=LabelStudy)
@@ -156,6 +217,7 @@ class TrainStudy:
     augmentation: Augmentation = field(default_factory=Augmentation)
     training: TrainSettings = field(default_factory=TrainSettings)
     boundary: BoundaryWeights | None = None
+    cascade: CascadeStudy | None = None
     postprocessing: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -163,6 +225,12 @@ class TrainStudy:
             raise ConfigError(f"classes = {list(self.classes)}", expected="one name or more, each once")
         if not 0 <= self.validation < 1:
             raise ConfigError(f"validation = {self.validation}", expected="a share from 0 to less than 1")
+        if not 0 <= self.start_share < 1:
+            raise ConfigError(f"start_share = {self.start_share}", expected="a share from 0 to less than 1")
+        if self.cross_validation < 0 or self.cross_validation == 1:
+            raise ConfigError(f"cross_validation = {self.cross_validation}", expected="0, or 2 parts or more")
+        if self.cross_validation and self.kind != "cells":
+            raise ConfigError(f"cross_validation of {self.kind}", expected="cells", remedy="cross_validation = 0")
         if self.validation_windows < 1:
             raise ConfigError(f"validation_windows = {self.validation_windows}", expected="1 or more")
         known = POSTPROCESSING[self.kind]
@@ -172,6 +240,7 @@ class TrainStudy:
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ConfigError(f"[postprocessing]: {key} is {value!r}", expected="a number from 0")
         self._check_loss()
+        self._check_cascade()
         self.task()
 
     def _check_loss(self) -> None:
@@ -187,6 +256,19 @@ class TrainStudy:
             )
         if self.boundary is not None and self.kind != "cells":
             raise ConfigError("[boundary] for tissue", expected="cells, whose borders touch")
+
+    def _check_cascade(self) -> None:
+        """Refuse a first stage that does not go with the rest."""
+        if self.cascade is None:
+            return
+        if self.kind != "tissue":
+            raise ConfigError("[cascade] for cells", expected="tissue")
+        ratio = self.model.mpp / self.cascade.mpp
+        if ratio < 1 - 1e-6 or abs(ratio - round(ratio)) > 1e-6:
+            raise ConfigError(
+                f"[model] mpp = {self.model.mpp} and [cascade] mpp = {self.cascade.mpp}",
+                expected="the first a whole multiple of the second",
+            )
 
     def task(self) -> CellTask | TissueTask:
         """Return what is learnt from the annotations."""

@@ -136,7 +136,8 @@ def augment(
     Parameters
     ----------
     rgb, labels, weights
-        uint8 (side, side, 3), uint8 (side, side) and float32 (side, side) or None; side is :func:`read_size`.
+        uint8 (side, side, 3), uint8 (side, side) and float32 (side, side) or None; side is :func:`read_size`. Channels
+        beside red, green and blue go through the geometry alone.
     settings
         See :class:`Augmentation`; the scale is applied when the patch is read.
     rng
@@ -163,9 +164,10 @@ def augment(
     if min(rgb.shape[:2]) < size:
         raise ConfigError(f"a patch of {rgb.shape[1]} x {rgb.shape[0]} px", expected=f"at least {size} x {size} px")
     rgb, labels, weights = _turn(rgb, labels, weights, settings, rng, size)
-    image = _recolour(rgb, settings, rng, stains)
+    image = _recolour(rgb[..., :3], settings, rng, stains)
     image = _degrade(image, settings, rng)
-    return np.ascontiguousarray(np.moveaxis(_as_uint8(image), 0, 2)), labels, weights
+    rgb = np.concatenate([np.moveaxis(_as_uint8(image), 0, 2), rgb[..., 3:]], axis=2)
+    return np.ascontiguousarray(rgb), labels, weights
 
 
 def _as_uint8(image: npt.NDArray[np.float32]) -> Rgb:

@@ -27,6 +27,7 @@ def describe_images(images: Sequence[TrainingImage]) -> str:
             image.part,
             image.white,
             image.stains,
+            image.lens,
         )
         objects = labelled_objects(image)
         found.update(repr((own, len(objects.name))).encode())

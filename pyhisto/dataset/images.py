@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import geopandas as gpd
 import numpy as np
@@ -15,6 +15,9 @@ import shapely
 from pyhisto.errors import ConfigError
 from pyhisto.slide import Slide
 from pyhisto.stain import StainVectors
+
+if TYPE_CHECKING:
+    from pyhisto.inference import Lens
 
 __all__ = ["HIDDEN", "IGNORED", "PARTS", "Labelled", "Part", "TrainingImage", "Window", "is_of", "labelled_objects"]
 
@@ -56,7 +59,10 @@ class TrainingImage:
     white
         Red, green and blue of its empty glass, 0 to 255; None for 255 each.
     stains
-        Its stain vectors, or None.
+        Its stain vectors, or None; those that it has through the lens, where that changes colours.
+    lens
+        How a network sees the slide, in training and validation alike; None for as it is. Patches of a pixel size are
+        read at ``lens.size`` times that, and have its colours.
 
     Raises
     ------
@@ -74,6 +80,7 @@ class TrainingImage:
     part: Part = "train"
     white: tuple[float, float, float] | None = None
     stains: StainVectors | None = None
+    lens: Lens | None = None
     _cache: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -99,6 +106,16 @@ class TrainingImage:
                 return slide.mpp
 
         return self.cached("pixel size", read)
+
+    def seen_mpp(self, mpp: float) -> float:
+        """Return the declared pixel size, µm, at which a network that works at `mpp` sees the slide."""
+        return mpp if self.lens is None else mpp * self.lens.size
+
+    def seen(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Return pixels in the colours that a network sees, uint8 (H, W, 3 or more); only the first three change."""
+        if self.lens is None or self.lens.colours is None:
+            return rgb
+        return np.concatenate([self.lens.see(np.ascontiguousarray(rgb[..., :3])), rgb[..., 3:]], axis=2)
 
     def cached(self, key: Hashable, build: Callable[[], T]) -> T:
         """Return what `build` made when it was first asked for under this key."""

@@ -118,9 +118,9 @@ class PatchDataset:
         number, point, in_area = self._anchors.draw(rng)
         image, slide = self._images[number], self._slides[number]
         # A nucleus may lie anywhere in the middle two thirds; in an area, the point is any already.
-        reach = self.size * self.mpp / (12 if in_area else 3)
+        mpp = image.seen_mpp(self.mpp)
+        reach = self.size * mpp / (12 if in_area else 3)
         x, y = point + rng.uniform(-reach, reach, 2) / slide.mpp
-        mpp = self.mpp
         if self.augmentation is not None:
             mpp *= float(np.exp(rng.uniform(-1, 1) * np.log1p(self.augmentation.scale)))
         scale = (mpp / slide.mpp[0], mpp / slide.mpp[1])
@@ -133,6 +133,7 @@ class PatchDataset:
         labels[(labels == IGNORED) & _glass(rgb, image)] = 0
         labels[labels == HIDDEN] = IGNORED
         weights = boundary_weights(self.boundary, self.task, image, window, mpp)
+        rgb = image.seen(rgb)
         if self.augmentation is not None:
             rgb, labels, weights = augment(rgb, labels, weights, self.augmentation, rng, self.size, stains=image.stains)
         rgb, labels = np.ascontiguousarray(rgb), np.ascontiguousarray(labels)

@@ -113,11 +113,13 @@ class ValidationDataset:
             raise IndexError(index)
         view = self._views[index]
         image, slide, window = self._images[view.image], self._slides[view.image], view.window
-        rgb = np.ascontiguousarray(slide.read_region(window.x, window.y, window.size, window.size, mpp=self.mpp))
-        labels = self.task.label(image, window, self.mpp, part="validation")
+        mpp = image.seen_mpp(self.mpp)
+        rgb = image.seen(slide.read_region(window.x, window.y, window.size, window.size, mpp=mpp))
+        labels = self.task.label(image, window, mpp, part="validation")
         shape, origin = labels.shape, (window.x, window.y)
         labels[rasterise([view.counted], [1], shape, origin=origin, scale=window.scale) == 0] = IGNORED
-        weights = boundary_weights(self.boundary, self.task, image, window, self.mpp)
+        weights = boundary_weights(self.boundary, self.task, image, window, mpp)
+        rgb = np.ascontiguousarray(rgb)
         return (rgb, labels) if weights is None else (rgb, labels, np.ascontiguousarray(weights))
 
     def close(self) -> None:
@@ -138,7 +140,7 @@ def _views(number: int, image: TrainingImage, task: Task, mpp: float, size: int)
         loose = np.delete(centres, covered, axis=0)
     if not areas and not len(loose):
         return []
-    own = image.pixel_size()
+    own, mpp = image.pixel_size(), image.seen_mpp(mpp)
     scale = (mpp / own[0], mpp / own[1])
     side = np.array(scale) * size  # level-0 px
     views = []

@@ -6,7 +6,6 @@ stains in the colours and strengths that it was trained on.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -196,16 +195,31 @@ def _stain_distance(found: StainReference, trained: StainReference) -> tuple[flo
     return max(angles), math.exp(max(ratios))
 
 
-def _colours(spec: ModelSpec, survey: Survey) -> Any:
-    trained, found = spec.stains, survey.stains
+@dataclass(frozen=True)
+class _Recolour:
+    """Gives tiles of a slide the stain colours and strengths of the training slides; says in its repr which."""
+
+    found: StainReference
+    trained: StainReference
+
+    def __call__(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        return normalise_macenko(
+            rgb,
+            source=self.found.stains,
+            target=self.trained.stains,
+            target_p99=self.trained.p99,
+            source_p99=self.found.p99,
+        )
+
+
+def _colours(spec: ModelSpec, survey: Survey) -> _Recolour:
+    trained = spec.stains
     if trained is None:
         raise ConfigError(
             "Macenko normalisation for a model that does not say how its training slides were stained",
             remedy="--stain-normalisation none",
         )
-    return functools.partial(
-        normalise_macenko, source=found.stains, target=trained.stains, target_p99=trained.p99, source_p99=found.p99
-    )
+    return _Recolour(survey.stains, trained)
 
 
 def dab_means(objects: gpd.GeoDataFrame) -> npt.NDArray[np.float64]:

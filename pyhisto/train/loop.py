@@ -6,9 +6,10 @@ import dataclasses
 import math
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -42,6 +43,9 @@ DTYPES = {"float32": torch.bfloat16, "bfloat16": torch.bfloat16, "float16": torc
 
 LONGEST_WAIT = 0.2
 """Share of the time that the loop may wait for patches before it says so."""
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called with the stage, the number of steps done and that in all."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def train(
     *,
     validation: ValidationDataset | None = None,
     device: str = "cpu",
+    progress: Progress | None = None,
 ) -> TrainResult:
     """Train a network in place, in this process or in those that ``torchrun`` started.
 
@@ -100,6 +105,9 @@ def train(
         Windows that are not trained on; None for none.
     device
         ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    progress
+        Called after each step, in the first process, with ``"training"``, the number of steps done and that in all;
+        what it raises ends the training, which goes on from its checkpoint the next time.
 
     Raises
     ------
@@ -138,7 +146,7 @@ def train(
         history.add(examiner.examine(trained, step=0), trained.state_dict())
     batches = training_batches(dataset, settings, team, history)
     bar = tqdm(desc=f"train {spec.kind}", total=settings.steps, initial=len(history.losses), disable=not team.first)
-    network.train()
+    _to_train(network, settings)
     for rgb, labels, *weights in batches:
         step = len(history.losses) + 1
         x = normalise(rgb.to(team.device, non_blocking=True), spec).contiguous(memory_format=torch.channels_last)
@@ -161,8 +169,7 @@ def train(
         over = history.is_over(settings.steps, settings.patience)
         if over or step % settings.checkpoint_every == 0:
             checkpoints.save(history, picture=over or examiner.is_due(step))
-        bar.set_postfix_str(_summary(history), refresh=False)
-        bar.update()
+        _show(bar, history, settings, progress if team.first else None)
         if over:
             break
     bar.close()
@@ -177,6 +184,14 @@ def train(
         stopped_early=len(history.losses) < settings.steps,
         data_wait_share=batches.wait_share,
     )
+
+
+def _show(bar: Any, history: History, settings: TrainSettings, progress: Progress | None) -> None:
+    """Show that a step is done."""
+    bar.set_postfix_str(_summary(history), refresh=False)
+    bar.update()
+    if progress is not None:
+        progress("training", len(history.losses), settings.steps)
 
 
 def _check(dataset: Any, validation: Any, settings: TrainSettings, team: Team) -> None:
@@ -198,6 +213,15 @@ def _precision(wanted: str, device: str) -> str:
     if (wanted == "bfloat16" and not fast) or (wanted == "float16" and device != "cuda"):
         raise ConfigError(f"precision {wanted!r} on the device {device!r}, which is not fast at it", expected="'auto'")
     return wanted
+
+
+def _to_train(network: nn.Module, settings: TrainSettings) -> None:
+    """Put a network into training mode; with ``keep_statistics`` all but its normalisation by running figures."""
+    network.train()
+    if settings.keep_statistics:
+        for layer in network.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
 
 
 def _seed(seed: int) -> None:

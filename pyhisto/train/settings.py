@@ -42,6 +42,9 @@ class TrainSettings:
     precision
         What the network computes in: ``"float32"``; ``"bfloat16"`` where the device is fast at it; ``"float16"`` with
         scaled gradients on CUDA; ``"auto"`` for the fastest of them. Weights and loss are float32 in all cases.
+    keep_statistics
+        Leave the means and variances of normalisation layers as they are, those of the weights to go on from: a few
+        images do not give better ones.
     loss
         See :class:`pyhisto.losses.settings.LossSettings`.
 
@@ -62,6 +65,7 @@ class TrainSettings:
     validate_every: int = 50
     patience: int = 0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    keep_statistics: bool = False
     loss: LossSettings = field(default_factory=LossSettings)
 
     def __post_init__(self) -> None:

@@ -58,16 +58,18 @@ class Examiner:
         return due and self.batches is not None
 
     def examine(self, network: nn.Module, *, step: int) -> Validation:
-        """Return the figures of a network after `step` steps; it is left in training mode.
+        """Return the figures of a network after `step` steps; its layers are left in the modes they were in.
 
         Raises
         ------
         TrainingError
             If no window has a labelled pixel of a foreground class.
         """
+        modes = [layer.training for layer in network.modules()]
         network.eval()
         confusion, loss = self._count(network)
-        network.train()
+        for layer, mode in zip(network.modules(), modes, strict=True):
+            layer.training = mode
         dice = _dice(confusion, [c.name for c in self.spec.classes])
         if not dice:
             raise TrainingError(

@@ -62,6 +62,8 @@ class Wanted:
         Pixel size to work at, µm; None leaves it to the rules.
     network
         Network of the model to go on from; None for a new one.
+    postprocessing
+        Its numbers; None leaves them to the rules.
     name, patient_key, labels
         As in :class:`qupath_ext.study.TrainStudy`.
     """
@@ -70,6 +72,7 @@ class Wanted:
     classes: tuple[str, ...] = ()
     mpp: float | None = None
     network: Network | None = None
+    postprocessing: Mapping[str, float] | None = None
     name: str = ""
     patient_key: str = "Patient"
     labels: LabelStudy = dataclasses.field(default_factory=LabelStudy)
@@ -138,7 +141,9 @@ def plan_study(
         step = (seconds or _timed_on(here.device))(network, count)
         return with_reading(step, reading * network.tile_size**2 * network.batch_size, here)
 
-    decisions = make_plan(facts, here, measure, mpp=wanted.mpp, network=wanted.network)
+    decisions = make_plan(
+        facts, here, measure, mpp=wanted.mpp, network=wanted.network, postprocessing=wanted.postprocessing
+    )
     nested = _nested({key: value for decision in decisions for key, value in decision.settings.items()})
     nested["labels"] = {**dataclasses.asdict(labels), **nested.get("labels", {})}
     return Planned(from_mapping(TrainStudy, {**study, **nested}, "plan"), facts, decisions)

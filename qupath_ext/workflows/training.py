@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +18,32 @@ from pyhisto.classes import CLASS_COLORS
 from pyhisto.dataset import PatchDataset, TrainingImage, ValidationDataset, check_leakage, labelled_areas
 from pyhisto.errors import BundleError, ConfigError, TrainingError
 from pyhisto.models import build_model
+from pyhisto.models.cascade import Cascade
 from pyhisto.nuclei.survey import training_references
+from pyhisto.spec import CascadeSpec
+from pyhisto.stain import StainReference
 from pyhisto.train import TrainResult, train
 from pyhisto.train.checkpoint import BEST, LAST
 from pyhisto.train.distributed import is_first
 from qupath_ext.study import TrainStudy
+from qupath_ext.workflows.cascade import CURVES, clear_stages, golden_frame, initial_cascade, train_cascade
+from qupath_ext.workflows.lanes import Progress
 
-__all__ = ["MODEL_KINDS", "TrainedBundle", "initial_network", "model_spec", "train_bundle"]
+__all__ = [
+    "MODEL_KINDS",
+    "TrainedBundle",
+    "initial_network",
+    "model_spec",
+    "start_of",
+    "train_bundle",
+    "training_patches",
+    "with_start",
+]
 
 MODEL_KINDS = {"cells": "cell_detection", "tissue": "tissue_segmentation"}
 """Kind of a study to that of its model."""
 
-DOCUMENTS = ("study.toml", "split.json", "train.log", "curve.csv", "curve.png")
+DOCUMENTS = ("study.toml", "split.json", "train.log", "curve.csv", "curve.png", *CURVES)
 """Files of the work folder that the bundle keeps beside its model card."""
 
 GOLDEN_TILES = 8
@@ -58,7 +73,7 @@ def model_spec(study: TrainStudy, init: ModelSpec | None = None) -> ModelSpec:
     Raises
     ------
     ConfigError
-        If a region names a class that the model does not have.
+        If a region names a class that the model does not have, or the study needs a model to go on from.
     BundleError
         If the model to go on from is of another kind, or the regions do not fit the classes.
     """
@@ -80,7 +95,11 @@ def model_spec(study: TrainStudy, init: ModelSpec | None = None) -> ModelSpec:
         decoder_channels=model.decoder_channels,
         regions=_regions(study, classes),
         postprocessing=study.postprocessing_numbers(),
+        cascade=_cascade(study),
     )
+    for name in ("cross_validation", "start_share"):
+        if init is None and getattr(study, name):
+            raise ConfigError(f"{name} without a model to go on from", remedy=f"{name} = 0, or --init")
     if init is None:
         return spec
     if init.kind != kind:
@@ -88,7 +107,25 @@ def model_spec(study: TrainStudy, init: ModelSpec | None = None) -> ModelSpec:
     kept = ["architecture", "mpp", "tile_size", "overlap", "decoder_channels", "channel_mean", "channel_std"]
     if not spec.regions and [c.classification for c in init.classes] == [c.classification for c in classes]:
         kept.append("regions")
+    if (init.cascade is None) != (spec.cascade is None):
+        kinds = ("one network", "two stages")
+        raise BundleError(
+            f"--init has {kinds[init.cascade is not None]}",
+            expected=f"{kinds[spec.cascade is not None]}, as in the study",
+            remedy="add a table [cascade] to the study, or leave it out",
+        )
+    if spec.cascade is not None and init.cascade is not None:
+        own = {name: getattr(init.cascade, name) for name in ("detector", "channels", "mpp", "patch_size")}
+        spec = dataclasses.replace(spec, cascade=dataclasses.replace(spec.cascade, **own))
     return dataclasses.replace(spec, **{name: getattr(init, name) for name in kept})
+
+
+def _cascade(study: TrainStudy) -> CascadeSpec | None:
+    """Return the first stage of a coarse-to-fine model as the study wants it."""
+    if study.cascade is None:
+        return None
+    names = [field.name for field in dataclasses.fields(CascadeSpec)]
+    return CascadeSpec(**{name: getattr(study.cascade, name) for name in names})
 
 
 def _regions(study: TrainStudy, classes: Sequence[ModelClass]) -> tuple[tuple[int, ...], ...]:
@@ -158,6 +195,60 @@ def _channels(spec: ModelSpec) -> list[Hashable]:
     return [frozenset(keys[number] for number in region) for region in spec.regions] if spec.regions else keys
 
 
+def with_start(network: nn.Module, start: nn.Module | None, share: float) -> None:
+    """Make the weights of a network the mean of its own and those it started from (Wortsman 2022), in place.
+
+    Parameters
+    ----------
+    network
+        The trained network.
+    start
+        The same before the first step; None leaves the network as it is.
+    share
+        Weight of the start in the mean.
+    """
+    if start is None:
+        return
+    before = start.state_dict()
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(before[name].to(value.device), share)
+
+
+def start_of(network: nn.Module, spec: ModelSpec, study: TrainStudy, init: Bundle | None) -> nn.Module | None:
+    """Return a copy of a network to take a share of; None for no share, or where some output channels are new."""
+    if init is None or not study.start_share or not set(_channels(spec)) <= set(_channels(init.spec)):
+        return None
+    return copy.deepcopy(network)
+
+
+def training_patches(learnt: Sequence[TrainingImage], study: TrainStudy, spec: ModelSpec) -> PatchDataset:
+    """Return the patches of a training of one network."""
+    settings = study.training
+    return PatchDataset(
+        learnt,
+        study.task(),
+        mpp=spec.mpp,
+        size=spec.tile_size,
+        length=settings.steps * settings.batch_size,
+        seed=settings.seed,
+        augmentation=study.augmentation,
+        sampling=study.sampling,
+        boundary=study.boundary,
+    )
+
+
+def _references(learnt: Sequence[TrainingImage], init: Bundle | None) -> tuple[float | None, StainReference | None]:
+    """Return size of nuclei and stains that the network knows.
+
+    A model to go on from saw the slides in its own, and what it is now will be shown others in the same.
+    """
+    if init is not None and (init.spec.stains is not None or init.spec.nucleus_diameter_um is not None):
+        return init.spec.nucleus_diameter_um, init.spec.stains
+    return training_references(learnt)
+
+
 def train_bundle(  # noqa: PLR0913 - what a training is
     images: Sequence[TrainingImage],
     study: TrainStudy,
@@ -168,7 +259,9 @@ def train_bundle(  # noqa: PLR0913 - what a training is
     device: str = "cpu",
     init: Bundle | None = None,
     begin: Callable[[], None] | None = None,
+    check: Callable[[], Mapping[str, Any]] | None = None,
     say: Say | None = None,
+    progress: Progress | None = None,
 ) -> TrainedBundle:
     """Train a model from annotated slides and save it as a bundle.
 
@@ -191,8 +284,12 @@ def train_bundle(  # noqa: PLR0913 - what a training is
     begin
         Called in the first process when all was checked, the work folder is there, and the first step comes next. What
         of :data:`DOCUMENTS` lies in the work folder in the end, the bundle keeps.
+    check
+        Called in all processes after that; what it returns goes into the model card.
     say
         Called with lines about what happens.
+    progress
+        As in :func:`pyhisto.train.train`.
 
     Raises
     ------
@@ -210,16 +307,7 @@ def train_bundle(  # noqa: PLR0913 - what a training is
     if not learnt:
         raise TrainingError("no image to train on", remedy="put some patients into the part train")
     frame: dict[str, Any] = {"mpp": spec.mpp, "size": spec.tile_size}
-    dataset = PatchDataset(
-        learnt,
-        task,
-        **frame,
-        length=settings.steps * settings.batch_size,
-        seed=settings.seed,
-        augmentation=study.augmentation,
-        sampling=study.sampling,
-        boundary=study.boundary,
-    )
+    dataset = training_patches(learnt, study, spec)
     judged = [image for image in images if image.part != "test" and labelled_areas(image, task, "validation")]
     windows = (
         ValidationDataset(judged, task, **frame, limit=study.validation_windows, boundary=study.boundary)
@@ -228,24 +316,36 @@ def train_bundle(  # noqa: PLR0913 - what a training is
     )
     say = say or _say_nothing
     say(_plain_numbers(learnt, images, None if windows is None else len(windows)))
-    network = initial_network(spec, study, init, say)
+    network = (initial_network if spec.cascade is None else initial_cascade)(spec, study, init, say)
+    start = start_of(network, spec, study, init)
     if is_first():
         work.mkdir(parents=True, exist_ok=True)
         if begin is not None:
             begin()
-    result = train(network, dataset, spec, settings, work, validation=windows, device=device)
+    described = {**about, **(check() if check is not None else {})}
+    figures: dict[str, float] = {}
+    if isinstance(network, Cascade):
+        seen = [image for image in images if image.part != "test"]
+        result, figures = train_cascade(network, seen, study, spec, work, device=device, say=say, progress=progress)
+    else:
+        result = train(network, dataset, spec, settings, work, validation=windows, device=device, progress=progress)
+    with_start(network, start, study.start_share)
     for row in result.validation:
         say(f"step {row.step}: validation loss {row.loss:.4f}, Dice {row.mean_dice:.4f} ({_figures(row.dice)})")
     if not is_first():
         return TrainedBundle(None, result)
-    diameter, stains = training_references(learnt)
+    if init is not None and result.validation and result.best_step == 0:
+        say("no step was better on the validation: the weights stay as they were")
+    diameter, stains = _references(learnt, init)
     spec = dataclasses.replace(
         spec,
         nucleus_diameter_um=diameter,
         stains=stains,
         init={} if init is None else {"name": init.path.name, "sha256": init.sha256},
     )
-    golden = PatchDataset(learnt, task, **frame, length=GOLDEN_TILES, seed=settings.seed, sampling=study.sampling)
+    golden = PatchDataset(
+        learnt, task, **golden_frame(spec), length=GOLDEN_TILES, seed=settings.seed, sampling=study.sampling
+    )
     bundle = save_bundle(
         folder,
         network.cpu(),
@@ -253,11 +353,12 @@ def train_bundle(  # noqa: PLR0913 - what a training is
         golden_tile=np.stack([golden[number][0] for number in range(GOLDEN_TILES)]),
         description=f"{study.name or spec.architecture}: {spec.architecture} for {spec.kind.replace('_', ' ')}, "
         "trained from QuPath annotations.",
-        training={**_described(images, study, init, result), **about},
+        training={**_described(images, study, init, result, figures), **described},
         documents=[work / name for name in DOCUMENTS if (work / name).is_file()],
     )
     for name in (LAST, BEST):
         (work / name).unlink(missing_ok=True)
+    clear_stages(work)
     return TrainedBundle(bundle, result)
 
 
@@ -278,7 +379,11 @@ def _plain_numbers(learnt: Sequence[TrainingImage], images: Sequence[TrainingIma
 
 
 def _described(
-    images: Sequence[TrainingImage], study: TrainStudy, init: Bundle | None, result: TrainResult
+    images: Sequence[TrainingImage],
+    study: TrainStudy,
+    init: Bundle | None,
+    result: TrainResult,
+    figures: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return what was trained on and how it went, for the model card."""
     settings = study.training
@@ -301,6 +406,7 @@ def _described(
             "step": best.step,
             "mean Dice": round(best.mean_dice, 4),
             **{f"Dice {name}": round(value, 4) for name, value in best.dice.items()},
+            **figures,
         }
     out["settings"] = dataclasses.asdict(study)
     return out

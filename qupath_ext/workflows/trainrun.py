@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pyhisto.bundle import Bundle
@@ -14,9 +15,11 @@ from pyhisto.dataset import Split, TrainingImage, check_leakage, read_split, wri
 from pyhisto.dataset.images import labelled_objects
 from pyhisto.device import check_device
 from pyhisto.errors import BundleError, ConfigError, TrainingError
-from pyhisto.plan import Network
+from pyhisto.plan import Kind, Network
 from pyhisto.train.distributed import is_first
-from qupath_ext.study import LabelStudy, TrainStudy, load_train_study
+from qupath_ext.study import POSTPROCESSING, LabelStudy, TrainStudy, load_train_study
+from qupath_ext.workflows.finetuning import clear_parts, cross_validate, seen_as_before
+from qupath_ext.workflows.lanes import Progress
 from qupath_ext.workflows.planning import Planned, Wanted, machine, plan_study
 from qupath_ext.workflows.splitting import described, split_by_training
 from qupath_ext.workflows.training import TrainedBundle, train_bundle
@@ -110,7 +113,7 @@ def plan_run(run: TrainRun, say: Say) -> Planned:
     """
     check_device(run.device)
     wanted = run.wanted if run.init is None else _as_before(run.wanted, run.init)
-    images = _images(run.sources, wanted.labels, wanted.patient_key, say)
+    _, images = _images(run.sources, wanted.labels, wanted.patient_key, say)
     if run.split is not None:
         images = _divided(images, read_split(run.split))
     seen = [image for image in images if image.part != "test"]
@@ -119,7 +122,7 @@ def plan_run(run: TrainRun, say: Say) -> Planned:
     return plan_study(seen, machine(run.device, run.minutes), wanted)
 
 
-def run_training(run: TrainRun, say: Say) -> TrainedBundle:
+def run_training(run: TrainRun, say: Say, progress: Progress | None = None) -> TrainedBundle:
     """Train a model and save it as a bundle, or go on with a training that was interrupted.
 
     Nothing is written before all that can be checked was.
@@ -130,6 +133,8 @@ def run_training(run: TrainRun, say: Say) -> TrainedBundle:
         What the training is made of.
     say
         Called with lines about what happens.
+    progress
+        As in :func:`pyhisto.train.train`.
 
     Raises
     ------
@@ -147,7 +152,7 @@ def run_training(run: TrainRun, say: Say) -> TrainedBundle:
     study, text = _study(run, log)
     own = run.folder / SPLIT
     source = run.split or (own if own.is_file() else None)
-    images = _images(run.sources, study.labels, study.patient_key, log)
+    sources, images = _images(run.sources, study.labels, study.patient_key, log)
     patients = [image.patient for image in images]
     split = read_split(source) if source else split_by_training(patients, study.validation, study.training.seed)
     images = _divided(images, split)
@@ -156,6 +161,11 @@ def run_training(run: TrainRun, say: Say) -> TrainedBundle:
         log(f"  {line}")
     if not split.of_part("test"):
         log("  no patient to test on; qupath-ext split sets some aside before the training")
+
+    check = None
+    if run.init is not None:
+        images = seen_as_before(sources, images, run.init.spec, log)
+        check = partial(cross_validate, images, study, run.init, run.folder, device=run.device, say=log)
 
     def begin() -> None:
         (run.folder / STUDY).write_text(text, "utf-8")
@@ -173,10 +183,14 @@ def run_training(run: TrainRun, say: Say) -> TrainedBundle:
         device=run.device,
         init=run.init,
         begin=begin,
+        check=check if study.cross_validation else None,
         say=log,
+        progress=progress,
     )
-    if run.work is None and is_first():
-        shutil.rmtree(run.folder)
+    if is_first():
+        clear_parts(run.folder)
+        if run.work is None:
+            shutil.rmtree(run.folder)
     return trained
 
 
@@ -196,10 +210,12 @@ def _study(run: TrainRun, say: Say) -> tuple[TrainStudy, str]:
     return planned.study, planned.text()
 
 
-def _images(sources: Sequence[Source], labels: LabelStudy, patient_key: str, say: Say) -> list[TrainingImage]:
-    """Return the slides that have annotations."""
+def _images(
+    sources: Sequence[Source], labels: LabelStudy, patient_key: str, say: Say
+) -> tuple[list[Source], list[TrainingImage]]:
+    """Return the images that have annotations, as they stand in their projects and as slides."""
     images = training_images(sources, labels, patient_key=patient_key, say=say)
-    labelled = [image for image in images if len(labelled_objects(image).name)]
+    labelled = [pair for pair in zip(sources, images, strict=True) if len(labelled_objects(pair[1]).name)]
     if not labelled:
         raise TrainingError(
             f"no annotation with a class on {len(images)} images",
@@ -207,7 +223,7 @@ def _images(sources: Sequence[Source], labels: LabelStudy, patient_key: str, say
         )
     if len(labelled) < len(images):
         say(f"{len(images) - len(labelled)} images without annotations are left out")
-    return labelled
+    return [source for source, _ in labelled], [image for _, image in labelled]
 
 
 def _divided(images: Sequence[TrainingImage], split: Split) -> list[TrainingImage]:
@@ -225,14 +241,19 @@ def _divided(images: Sequence[TrainingImage], split: Split) -> list[TrainingImag
 
 
 def _as_before(wanted: Wanted, init: Bundle) -> Wanted:
-    """Return what is wanted, with kind, classes, pixel size and network of a model where nothing else was said."""
+    """Return what is wanted, with what a model has where nothing else was said: kind, classes, pixel size, network.
+
+    Its post-processing comes along, but for the DAB cut: that was calibrated to the votes of the old weights.
+    """
     spec = init.spec
     cells = spec.kind == "cell_detection"
     known = spec.cell_classes if cells else tuple(c.classification for c in spec.classes[1:])
+    kind: Kind = wanted.kind or ("cells" if cells else "tissue")
     return dataclasses.replace(
         wanted,
-        kind=wanted.kind or ("cells" if cells else "tissue"),
+        kind=kind,
         classes=wanted.classes or tuple(name for name in known if name),
         mpp=spec.mpp,
         network=Network(spec.architecture, spec.decoder_channels, spec.tile_size, FINE_TUNE_BATCH),
+        postprocessing={k: v for k, v in spec.postprocessing.items() if k in POSTPROCESSING[kind]},
     )

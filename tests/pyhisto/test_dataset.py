@@ -23,11 +23,14 @@ from pyhisto.dataset import (
     Sampling,
     TissueTask,
     TrainingImage,
+    ValidationDataset,
     Window,
 )
+from pyhisto.dataset.images import Part
 from pyhisto.dataset.shapes import Shapes
 from pyhisto.dataset.slides import OpenSlides
 from pyhisto.errors import ConfigError, TrainingError
+from pyhisto.inference import Lens
 from pyhisto.stain import H_DAB
 
 NO_CHANGE = Augmentation(**dict.fromkeys((field.name for field in fields(Augmentation)), 0.0))
@@ -370,6 +373,27 @@ def test_pixel_size_given_by_the_user_is_used(tmp_path: Path, write_tiff: Callab
         assert inside.sum(axis=1).max() <= 32
 
 
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_patches_are_seen_through_the_lens(tmp_path: Path, write_tiff: Callable[..., Path], part: Part) -> None:
+    """Stripes of 16 px of 0.5 µm; at 0.5 µm/px through a lens of size 2 they are 8 px wide, in its colours."""
+    stripes = (np.arange(256) // 16 % 2).astype(bool)
+    image = np.where(stripes[None, :, None], (150, 60, 40), (60, 80, 150)).astype(np.uint8).repeat(256, axis=0)
+    path = write_tiff(tmp_path / "stripes.tif", [image])
+    areas = [("Tumor" if stripes[x] else "Stroma", box(x, 0, x + 16, 256)) for x in range(0, 256, 16)]
+    training = image_of(*areas, path=path, lens=Lens(2.0, lambda rgb: 255 - rgb), part=part)
+    frame: dict[str, Any] = {"mpp": 0.5, "size": 64}
+    windows = ValidationDataset([training], TissueTask(), **frame, limit=9) if part == "validation" else None
+    data = patches([training], **frame) if windows is None else windows
+    for index in range(4):
+        rgb, labels = data[index][:2]
+        runs = np.diff(np.flatnonzero(np.diff(labels[0])))
+        if windows is None:  # a window counts one area each
+            assert runs.tolist() == [8] * len(runs)
+            assert len(runs) >= 6
+        tumour = rgb[labels == 1]
+        assert np.mean(np.abs(tumour.astype(int) - (105, 195, 215)).max(axis=1) <= 2) > 0.7
+
+
 @pytest.mark.parametrize(
     ("annotations", "missing"),
     [
@@ -406,7 +430,20 @@ def test_cell_patches_show_their_point(slide: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["shape", "class", "mpp", "size", "seed", "task", "augmentation", "sampling", "pixel size", "white", "stains"],
+    [
+        "shape",
+        "class",
+        "mpp",
+        "size",
+        "seed",
+        "task",
+        "augmentation",
+        "sampling",
+        "pixel size",
+        "white",
+        "stains",
+        "lens",
+    ],
 )
 def test_the_description_tells_data_sets_apart(slide: Path, change: str) -> None:
     base = patches([two_sided(slide)]).describe()
@@ -423,6 +460,7 @@ def test_the_description_tells_data_sets_apart(slide: Path, change: str) -> None
         "pixel size": {"mpp": (0.3, 0.3)},
         "white": {"white": (250.0, 250.0, 250.0)},
         "stains": {"stains": H_DAB},
+        "lens": {"lens": Lens(1.2)},
     }.get(change, {})
     image = two_sided(slide, **of_image)
     if change == "shape":

@@ -175,12 +175,39 @@ def test_post_processing_goes_with_the_size_of_nuclei() -> None:
     assert plan.choose_postprocessing(TISSUE).settings == {}
 
 
+def test_a_model_that_is_fine_tuned_keeps_its_post_processing() -> None:
+    kept = {"threshold": 0.35, "min_distance_um": 2.2}
+    for facts in (CELLS, TISSUE):
+        decision = plan.choose_postprocessing(facts, kept)
+        assert decision.settings == {"postprocessing.threshold": 0.35, "postprocessing.min_distance_um": 2.2}
+
+
 @pytest.mark.parametrize(
     ("patients", "areas", "expected"), [(10, 0, 0.2), (3, 0, 0.333), (2, 0, 0.5), (1, 0, 0.0), (10, 4, 0.0)]
 )
 def test_validation(patients: int, areas: int, expected: float) -> None:
     facts = with_(CELLS, patients=patients, validation_areas=areas)
     assert plan.choose_validation(facts).settings == {"validation": expected}
+
+
+@pytest.mark.parametrize(("patients", "expected"), [(2, 0.0), (4, 0.0), (5, 0.2), (10, 0.2)])
+def test_fine_tuning_on_few_patients_trains_on_all_of_them(patients: int, expected: float) -> None:
+    settings = plan.choose_validation(with_(CELLS, patients=patients), init=True).settings
+    judged: dict[str, float] = {"cross_validation": 2, "start_share": 0.5} if expected == 0 else {}
+    assert settings == {"validation": expected, **judged}
+    tissue = plan.choose_validation(with_(TISSUE, patients=3), init=True).settings
+    assert tissue == {"validation": 0.0, "start_share": 0.5}
+
+
+def test_trainings_that_judge_share_the_time() -> None:
+    """Of 2 min, 0.85 * 120 s are for steps of 0.5 s: 204, or 68 for each of three trainings."""
+    machine, network = dataclasses.replace(LAPTOP, minutes=2.0), Network("unet", (8,), 128, 4)
+    facts = with_(CELLS, patients=3, labelled_mm2=50.0)
+    alone = plan.choose_schedule(with_(facts, patients=9), machine, network, 0.5, 0.5, init=True).settings
+    judged = plan.choose_schedule(facts, machine, network, 0.5, 0.5, init=True).settings
+    assert (alone["training.steps"], judged["training.steps"]) == (204, 68)
+    assert judged["training.keep_statistics"]
+    assert "training.keep_statistics" not in plan.choose_schedule(facts, machine, network, 0.5, 0.5).settings
 
 
 def test_a_whole_plan_says_why_in_one_line_each() -> None:
@@ -201,6 +228,12 @@ def test_going_on_keeps_the_network() -> None:
         0.4,
     )
     assert settings["training.learning_rate"] == 5e-4
+    few = plan.make_plan(
+        with_(CELLS, patients=3), LAPTOP, by_pixels(4.0), network=own, postprocessing={"threshold": 0.4}
+    )
+    settings = {k: v for d in few for k, v in d.settings.items()}
+    assert (settings["validation"], settings["postprocessing.threshold"]) == (0.0, 0.4)
+    assert "postprocessing.min_distance_um" not in settings
 
 
 def test_a_class_without_objects_is_an_error() -> None:

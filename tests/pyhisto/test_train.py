@@ -97,6 +97,22 @@ def test_without_validation_the_last_weights_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "curve.csv").read_text().splitlines()[:2] == ["step,loss", f"1,{result.losses[0]}"]
 
 
+def test_what_the_progress_raises_ends_a_training_that_goes_on_later(tmp_path: Path) -> None:
+    steps: list[tuple[int, int]] = []
+
+    def stop(stage: str, done: int, total: int) -> None:
+        steps.append((done, total))
+        if len(steps) == 5:
+            raise InterruptedError
+
+    settings = replace(SETTINGS, checkpoint_every=2)
+    with pytest.raises(InterruptedError):
+        train(network(), Patches(), SPEC, settings, tmp_path, progress=stop)  # type: ignore[arg-type]
+    result = train(network(), Patches(), SPEC, settings, tmp_path, progress=stop)  # type: ignore[arg-type]
+    assert steps == [(n, 12) for n in (1, 2, 3, 4, 5, *range(5, 13))]  # the checkpoint was made after the fourth
+    assert len(result.losses) == 12
+
+
 def test_dice_is_of_the_pixels_of_all_windows_together(tmp_path: Path) -> None:
     """Worked out by hand, on 4 x 4 px; the truth never has class 3, which is predicted once."""
     colours = np.array([(0, 0, 0), (200, 0, 0), (0, 200, 0), (0, 0, 200)])
@@ -223,6 +239,18 @@ def test_frozen_parameters_stay(tmp_path: Path) -> None:
     run(model, Patches(), tmp_path, replace(SETTINGS, steps=2, validate_every=1))
     assert torch.equal(model.state_dict()["0.weight"], before["0.weight"])
     assert not torch.equal(model.state_dict()["4.weight"], before["4.weight"])
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_statistics_of_normalisation_may_be_kept(tmp_path: Path, kept: bool) -> None:
+    """Also after a validation, which puts the network into evaluation and back."""
+    model = network()
+    before = weights(model)
+    run(model, Patches(), tmp_path, replace(SETTINGS, steps=3, validate_every=1, keep_statistics=kept))
+    after = model.state_dict()
+    assert torch.equal(after["1.running_mean"], before["1.running_mean"]) == kept
+    assert torch.equal(after["1.running_var"], before["1.running_var"]) == kept
+    assert not torch.equal(after["1.weight"], before["1.weight"])
 
 
 def test_pixel_weights_of_the_data_set_reach_the_loss(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,17 +19,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
+import tifffile
 import torch
 from click.testing import CliRunner, Result
 from training_projects import PLACES, STUDY, annotations, make_project, write_slide
 
 from pyhisto.bundle import load_bundle, read_spec
 from pyhisto.objects import concat_objects, make_objects
+from pyhisto.train import TrainResult
+from pyhisto.train.history import Validation
 from qupath_ext.cli import main
 from qupath_ext.project import Project, create_project, open_project
 from qupath_ext.runs.ownership import read_ownership, write_run
 from qupath_ext.runs.record import start_run
-from qupath_ext.study import LabelStudy
+from qupath_ext.study import LabelStudy, load_train_study
+from qupath_ext.workflows import finetuning
 from qupath_ext.workflows.trainingdata import Source, training_images, truth_objects
 
 
@@ -249,6 +254,136 @@ def test_going_on_from_a_bundle_keeps_its_weights(project: Path, trained: tuple[
     np.testing.assert_allclose(after[head][[0, 3, 4, 1, 2]], before[head], atol=1e-5)
     body = next(name for name in before if name.endswith("weight") and before[name].ndim == 4 and name != head)
     np.testing.assert_allclose(after[body], before[body], atol=1e-5)
+
+
+def test_a_plan_to_go_on_keeps_the_post_processing_and_sets_nobody_aside(
+    project: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """Three patients; the study of the model says nothing of the distance of peaks, which is 3 µm then."""
+    result = train("--plan", project, "--init", trained[0], "-o", tmp_path / "study.toml")
+    assert result.exit_code == 0, result.output
+    study = load_train_study(tmp_path / "study.toml")
+    assert (study.validation, study.cross_validation, study.training.keep_statistics) == (0.0, 2, True)
+    assert study.postprocessing == read_spec(trained[0])[0].postprocessing
+    assert study.postprocessing["min_distance_um"] == 3.0
+
+
+GOING_ON = STUDY.replace("steps = 6", "steps = 1").replace("1e-2", "1e-9").replace("kind =", "validation = 0\nkind =")
+
+
+def test_going_on_sees_slides_as_annotate_shows_them(trained: tuple[Path, Result], tmp_path: Path) -> None:
+    """Slides of 2.5 times the optical density: the model still sees the strengths of its own training slides."""
+    project = make_project(tmp_path / "strong").path.parent
+    for path in (tmp_path / "strong").glob("*.tif"):
+        density = -np.log10(tifffile.imread(path).clip(1, 250) / 250)
+        tifffile.imwrite(
+            path,
+            np.rint(250 * 10 ** (-2.5 * density)).astype(np.uint8),
+            tile=(16, 16),
+            photometric="rgb",
+            compression="adobe_deflate",
+            resolution=(20000, 20000),
+            resolutionunit="CENTIMETER",
+        )
+    result = train(project, "--study", write_study(tmp_path, GOING_ON), "--init", trained[0], "-o", tmp_path / "m")
+    assert result.exit_code == 0, result.output
+    assert "3 of 3 slides in the stain colours of its training slides" in result.stderr
+    old, new = read_spec(trained[0])[0], read_spec(tmp_path / "m")[0]
+    assert old.stains is not None
+    assert (new.nucleus_diameter_um, new.stains) == (old.nucleus_diameter_um, old.stains)
+    seen = [np.load(bundle / "models" / "golden.npz")["tile"] for bundle in (trained[0], tmp_path / "m")]
+    dark = [np.percentile(-np.log10(tile.clip(1) / 255.0).sum(axis=-1), 95) for tile in seen]
+    assert dark[1] == pytest.approx(dark[0], rel=0.2)
+
+
+@pytest.mark.parametrize("best", [0, 6])
+def test_weights_that_stayed_as_they_were_are_said(
+    project: Path, trained: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, best: int
+) -> None:
+    rows = [Validation(0, 1.0, 0.5, {}), Validation(6, 1.0, 0.4 + best / 10, {})]
+    done = TrainResult([1.0], rows, best, stopped_early=False, data_wait_share=0.0)
+    monkeypatch.setattr("qupath_ext.workflows.training.train", lambda *words, **options: done)
+    result = train(project, "--study", write_study(tmp_path), "--init", trained[0], "-o", tmp_path / "m")
+    assert result.exit_code == 0, result.output
+    assert ("the weights stay as they were" in result.stderr) == (best == 0)
+
+
+CROSS_VALIDATED = GOING_ON.replace("validation = 0", "validation = 0\ncross_validation = 2", 1).replace(
+    "[training]", "[training]\nkeep_statistics = true"
+)
+
+
+def test_a_training_that_brings_nothing_says_so(project: Path, trained: tuple[Path, Result], tmp_path: Path) -> None:
+    """A rate of 1e-9 leaves each model as it was."""
+    words = ("--study", write_study(tmp_path, CROSS_VALIDATED), "--init", trained[0], "-o", tmp_path / "m")
+    result = train(project, *words, "--work", tmp_path / "work")
+    assert result.exit_code == 0, result.output
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith("cross-validated"))
+    figures = re.findall(r"(\d\.\d\d), then (\d\.\d\d)", line)
+    assert len(figures) == 2
+    assert all(before == after for before, after in figures)
+    assert "worse than the model it goes on from, or no better" in result.stderr
+    assert "F1 any class, after" in (tmp_path / "m" / "docs" / "README.md").read_text("utf-8")
+    assert not [name for name in names(tmp_path / "work") if name.startswith("cross-validation")]
+
+
+def test_the_result_is_the_mean_with_what_it_started_from(
+    project: Path, trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """A share of 0.25: a quarter of the start and three quarters of what the same training gives without."""
+    study = GOING_ON.replace("1e-9", "1e-2")
+    for name, share in (("after", 0.0), ("mean", 0.25)):
+        path = write_study(tmp_path, f"start_share = {share}\n{study}")
+        result = train(project, "--study", path, "--init", trained[0], "-o", tmp_path / name)
+        assert result.exit_code == 0, result.output
+    start, after, mean = (weights(bundle) for bundle in (trained[0], tmp_path / "after", tmp_path / "mean"))
+    floats = [name for name, value in start.items() if value.is_floating_point()]
+    assert any(not torch.equal(start[name], after[name]) for name in floats)
+    for name in floats:
+        torch.testing.assert_close(mean[name], 0.25 * start[name] + 0.75 * after[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_cross_validated_training_that_was_stopped_goes_on(
+    project: Path, trained: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after the first of the two trainings that judge: it is not done again, and all comes out the same."""
+    study = write_study(tmp_path, CROSS_VALIDATED.replace("1e-9", "1e-2"))
+    words = [project, "--study", study, "--init", trained[0]]
+    assert train(*words, "-o", tmp_path / "straight", "--work", tmp_path / "w1").exit_code == 0
+    real, calls = finetuning.train, []
+
+    def stopped(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(finetuning, "train", stopped)
+        assert train(*words, "-o", tmp_path / "m", "--work", tmp_path / "w2").exit_code != 0
+    assert "cross-validation-0" in names(tmp_path / "w2")
+    assert not (tmp_path / "m").exists()
+    result = train(*words, "-o", tmp_path / "m", "--work", tmp_path / "w2")
+    assert result.exit_code == 0, result.output
+    for name, value in weights(tmp_path / "straight").items():
+        torch.testing.assert_close(weights(tmp_path / "m")[name], value, rtol=0, atol=0)
+
+
+def test_cross_validation_needs_every_class_in_every_part_and_a_model(
+    trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    project = make_project(tmp_path / "uneven", ("A", "B"))
+    (entry, *_) = project.entries
+    objects = entry.read_objects()
+    (positive,) = objects.index[objects["classification"] == "Tumor: Positive"]
+    entry.write_objects(remove=[positive])
+    study = write_study(tmp_path, CROSS_VALIDATED)
+    result = train(project.path, "--study", study, "-o", tmp_path / "m")
+    assert result.exit_code == 2
+    assert "cross_validation without a model to go on from" in result.stderr
+    result = train(project.path, "--study", study, "--init", trained[0], "-o", tmp_path / "m")
+    assert result.exit_code == 0, result.output
+    assert "not cross-validated: no annotation of Tumor: Positive" in result.stderr
 
 
 def test_going_on_with_another_class_renews_its_channels_only(
