@@ -160,6 +160,11 @@ class ImageEntry(ABC):
 
     # ------------------------------------------------------------------ the same for all
     @property
+    def saved_by(self) -> str:
+        """Who saves what is written here: empty for this program, else whoever it is handed to."""
+        return ""
+
+    @property
     def slide_path(self) -> Path:
         """The slide file.
 

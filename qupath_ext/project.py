@@ -72,6 +72,11 @@ class Project(ABC):
         """What reads and writes, for people and run records: ``"native"`` or ``"paquo 0.9.0 with QuPath 0.6.0"``."""
 
     @property
+    def scope(self) -> str:
+        """What of the project this is, empty for all of it: runs of one scope do not go on with those of another."""
+        return ""
+
+    @property
     @abstractmethod
     def path(self) -> Path:
         """The project file (``project.qpproj``)."""

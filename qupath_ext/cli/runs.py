@@ -192,6 +192,8 @@ def undo(
         kept = f", {result.kept} kept as a person changed them" if result.kept else ""
         unlocked = f", {result.unlocked} unlocked" if result.unlocked else ""
         click.echo(f"{result.name}: {result.removed} removed, {result.restored} restored{kept}{unlocked}")
+        if result.unsaved:
+            click.echo("  nothing of it is in the image: it was handed to QuPath, and not saved there")
         if result.covered_by:
             click.echo(f"  a later run wrote here; undo {result.covered_by[-1]} to get back what this one had replaced")
 

@@ -115,7 +115,7 @@ def geojson_bytes(
     return b"".join(encode(objects, colors=colors or {}, nested=nested, decimals=decimals, skip_missing=skip_missing))
 
 
-def read_geojson(path: str | Path, *, fix_invalid: bool = False) -> gpd.GeoDataFrame:
+def read_geojson(path: str | Path, *, fix_invalid: bool = False, drop_flat: bool = False) -> gpd.GeoDataFrame:
     """Read GeoJSON into a path-object table.
 
     Read are a feature collection, an array of features, one feature, or bare geometries, plain, as gzip, or as a zip
@@ -130,6 +130,8 @@ def read_geojson(path: str | Path, *, fix_invalid: bool = False) -> gpd.GeoDataF
     fix_invalid
         Repair invalid polygons (``shapely.make_valid``; parts without area are dropped) instead of refusing them.
         QuPath 0.6 and newer refuse them too.
+    drop_flat
+        With `fix_invalid`: an object whose polygon has no area stays, without a geometry, instead of being refused.
 
     Returns
     -------
@@ -147,14 +149,16 @@ def read_geojson(path: str | Path, *, fix_invalid: bool = False) -> gpd.GeoDataF
         data = path.read_bytes()
     except OSError as error:
         raise FormatError(f"{path} cannot be read ({error.strerror})", expected="a GeoJSON file") from error
-    return parse_geojson(data, source=str(path), fix_invalid=fix_invalid)
+    return parse_geojson(data, source=str(path), fix_invalid=fix_invalid, drop_flat=drop_flat)
 
 
-def parse_geojson(data: bytes, *, source: str = "GeoJSON", fix_invalid: bool = False) -> gpd.GeoDataFrame:
+def parse_geojson(
+    data: bytes, *, source: str = "GeoJSON", fix_invalid: bool = False, drop_flat: bool = False
+) -> gpd.GeoDataFrame:
     """Read GeoJSON text, plain or compressed; `source` names it in messages. See :func:`read_geojson`."""
     from qupath_ext.exchange.geojson_read import decode
 
-    return decode(_plain(data, source), source, fix_invalid=fix_invalid)
+    return decode(_plain(data, source), source, fix_invalid=fix_invalid, drop_flat=drop_flat)
 
 
 def _plain(data: bytes, source: str) -> bytes:

@@ -34,16 +34,16 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 Json = dict[str, Any]
 
 
-def decode(data: bytes, source: str, *, fix_invalid: bool) -> gpd.GeoDataFrame:
+def decode(data: bytes, source: str, *, fix_invalid: bool, drop_flat: bool = False) -> gpd.GeoDataFrame:
     """Read GeoJSON; see :func:`qupath_ext.exchange.geojson.read_geojson`."""
     data = data.removeprefix(b"\xef\xbb\xbf")
     with _no_garbage_collection():
-        reader = _Reader(source, fix_invalid=fix_invalid)
+        reader = _Reader(source, fix_invalid=fix_invalid, drop_flat=drop_flat)
         try:
             for block in split_features(data):
                 reader.read(block)
         except NotSplitError:
-            reader = _Reader(source, fix_invalid=fix_invalid)
+            reader = _Reader(source, fix_invalid=fix_invalid, drop_flat=drop_flat)
             reader.read(whole_file(data, source))
         return reader.table()
 
@@ -63,9 +63,10 @@ def _no_garbage_collection() -> Iterator[None]:
 class _Reader:
     """Collects the columns of the table, block by block; within a block column by column."""
 
-    def __init__(self, source: str, *, fix_invalid: bool) -> None:
+    def __init__(self, source: str, *, fix_invalid: bool, drop_flat: bool) -> None:
         self.source = source
         self.fix_invalid = fix_invalid
+        self.drop_flat = drop_flat
         self.n_top = 0  # features of the top level so far
         self.places: list[tuple[int | None, int]] = []  # (row of the parent, number among its children)
         self.ids: list[str] = []
@@ -96,7 +97,7 @@ class _Reader:
         cores = np.flatnonzero([kind == "tma_core" for kind in kinds])
         for name, found, ellipses in (("geometry", outlines, cores), ("nucleus", nuclei, cores[:0])):
             shapes, planes = build_shapes(
-                found, block.coordinates, ellipses=ellipses, fix_invalid=self.fix_invalid,
+                found, block.coordinates, ellipses=ellipses, fix_invalid=self.fix_invalid, drop_flat=self.drop_flat,
                 label=self._labels(first, name),
             )  # fmt: skip
             self.shapes[name].append(shapes)

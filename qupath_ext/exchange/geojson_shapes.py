@@ -36,6 +36,7 @@ def build_shapes(
     *,
     ellipses: Any,
     fix_invalid: bool,
+    drop_flat: bool,
     label: Callable[[int], str],
 ) -> tuple[Objects, list[Plane | None]]:
     """Return the geometry of each row, None where a row has none, and the planes.
@@ -51,6 +52,8 @@ def build_shapes(
         Rows whose geometry stands for the ellipse in its bounds, besides those that say so themselves.
     fix_invalid
         Repair polygons that are invalid; they are refused otherwise.
+    drop_flat
+        With `fix_invalid`: polygons without area are no geometry; they are refused otherwise.
     label
         Gives the name of the geometry of a row.
 
@@ -74,7 +77,7 @@ def build_shapes(
         others += [row for row in simple if out[row] is None]
     for row in others:
         try:
-            out[row] = _shape(geometries[row], coordinates, fix=fix_invalid)
+            out[row] = _shape(geometries[row], coordinates, fix=fix_invalid, drop_flat=drop_flat)
         except Malformed as malformed:
             raise malformed.named(label(row)) from malformed
     round_rows = set(ellipses.tolist())
@@ -160,8 +163,8 @@ def _ranges(first: Any, sizes: Any) -> Any:
     return np.repeat(first - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
 
 
-def _shape(geometry: dict[str, Any], coordinates: Coordinates, *, fix: bool) -> Any:
-    """Return one geometry, valid."""
+def _shape(geometry: dict[str, Any], coordinates: Coordinates, *, fix: bool, drop_flat: bool) -> Any:
+    """Return one geometry, valid; None if it is a polygon without area that may be dropped."""
     kind, array = geometry["type"], geometry["coordinates"]
     points = coordinates.xy[coordinates.first[array] : coordinates.first[array + 1]]
     if not np.isfinite(points).all():
@@ -184,7 +187,7 @@ def _shape(geometry: dict[str, Any], coordinates: Coordinates, *, fix: bool) -> 
         n_rings = part.count(b"[") - 1
         polygons.append(_polygon(rings[:n_rings], fix=fix))
         rings = rings[n_rings:]
-    return _valid([polygon for polygon in polygons if polygon is not None], fix=fix)
+    return _valid([polygon for polygon in polygons if polygon is not None], fix=fix, drop_flat=drop_flat)
 
 
 def _polygon(rings: list[Any], *, fix: bool) -> Any:
@@ -202,13 +205,15 @@ def _polygon(rings: list[Any], *, fix: bool) -> Any:
     return shapely.Polygon(rings[0], rings[1:])
 
 
-def _valid(polygons: list[Any], *, fix: bool) -> Any:
+def _valid(polygons: list[Any], *, fix: bool, drop_flat: bool) -> Any:
     shape = polygons[0] if len(polygons) == 1 else shapely.MultiPolygon(polygons)
     if shape.is_valid and not shape.is_empty:
         return shape
     if not fix:
         raise _invalid(shapely.is_valid_reason(shape))
     parts = clean_polygon(shape)
+    if not parts and drop_flat:
+        return None
     if not parts:
         raise Malformed("a polygon without area", "a valid polygon", "remove the feature: it cannot be repaired")
     return parts[0] if len(parts) == 1 else shapely.MultiPolygon(parts)

@@ -94,8 +94,9 @@ def _open_features(
     nucleus = _geometries(np.asarray(objects["nucleus"], dtype=object), ids, plane, decimals, "nucleus")
     properties = _properties(objects, colors)
     if parents:
-        for row in np.flatnonzero(objects["parent_id"].notna()).tolist():
-            properties[row] += b',"parentId":' + orjson.dumps(objects["parent_id"].iloc[row])
+        above = objects["parent_id"]
+        for row, parent in zip(np.flatnonzero(above.notna()).tolist(), above.dropna().tolist(), strict=True):
+            properties[row] += b',"parentId":' + orjson.dumps(parent)
     measurements = _measurements(objects)
     return [
         b'{"type":"Feature","id":"%b","geometry":%b%b,"properties":{%b%b'

@@ -42,8 +42,13 @@ class CheckUp:
     remedy: str = ""
 
 
-def examine() -> Iterator[CheckUp]:
+def examine(*, quick: bool = False) -> Iterator[CheckUp]:
     """Look at Python, the libraries, devices, OpenSlide, QuPath, Java, Paquo and the disk.
+
+    Parameters
+    ----------
+    quick
+        Leave out what takes long: devices, for which torch is loaded, and QuPath with Java and Paquo.
 
     Yields
     ------
@@ -52,7 +57,7 @@ def examine() -> Iterator[CheckUp]:
     """
     yield _python()
     yield from map(_library, NEEDED)
-    for look in (_devices, _openslide, _qupath, _disk):
+    for look in (_openslide, _disk) if quick else (_devices, _openslide, _qupath, _disk):
         yield from _guarded(look)
 
 

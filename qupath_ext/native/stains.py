@@ -10,7 +10,7 @@ from qupath_ext.errors import FormatError, ProjectError
 from qupath_ext.native.catalog import Factory
 from qupath_ext.native.tokens import Block, JObject, JString
 
-__all__ = ["H_DAB", "H_E", "IMAGE_TYPES", "Stains", "check_stains", "read_stains", "stains_token"]
+__all__ = ["H_DAB", "H_E", "IMAGE_TYPES", "Stains", "check_stains", "parse_stains", "read_stains", "stains_token"]
 
 Vector = tuple[float, float, float]
 
@@ -86,8 +86,19 @@ def read_stains(token: JObject) -> Stains:
         If its text is not what QuPath writes.
     """
     texts = [item.text for item in token.contents if isinstance(item, JString)]
+    return parse_stains(texts[0] if texts else "")
+
+
+def parse_stains(text: str) -> Stains:
+    """Read stains as QuPath writes them: JSON of strings, as in ``setColorDeconvolutionStains``.
+
+    Raises
+    ------
+    FormatError
+        If the text is something else.
+    """
     try:
-        values = json.loads(texts[0])
+        values = json.loads(text)
         third = "Values 3" in values
         return Stains(
             name=values["Name"],
@@ -99,8 +110,8 @@ def read_stains(token: JObject) -> Stains:
             stain3=_vector(values["Values 3"]) if third else None,
             background=_vector(values["Background"]),
         )
-    except (IndexError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise FormatError(f"stains that cannot be read: {texts[:1]}", expected="QuPath's JSON of strings") from error
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise FormatError(f"stains that cannot be read: {text!r:.200}", expected="QuPath's JSON of strings") from error
 
 
 def stains_token(stains: Stains, factory: Factory) -> JObject:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qupath_ext.entry import ImageEntry
     from qupath_ext.project import Project
 
-__all__ = ["Ownership", "read_ids", "read_ownership", "read_written", "sort_out", "write_run"]
+__all__ = ["Ownership", "is_unsaved", "read_ids", "read_ownership", "read_written", "sort_out", "write_run"]
 
 ROWS_AT_ONCE = 1 << 16
 BUFFER = 1 << 20
@@ -84,6 +84,17 @@ def sort_out(
                 untouched += written.index[~changed].tolist()
                 theirs += written.index[changed].tolist()
     return untouched, theirs
+
+
+def is_unsaved(run: Run, entry_id: str, present: pd.Index[str]) -> bool:
+    """Return whether objects that a run handed to QuPath are nowhere in the image: they were never saved.
+
+    `present` has the ids of all that the image holds.
+    """
+    if not run.images.get(entry_id, {}).get("saved_by"):
+        return False
+    written = [read_ids(path) for path in run.objects_files(entry_id)]
+    return any(len(ids) for ids in written) and not any(ids.isin(present).any() for ids in written)
 
 
 def read_ids(path: Path) -> pd.Index[str]:
@@ -244,6 +255,7 @@ def _image_record(
         "kept_by_person": len(ownership.theirs),
         "locked": counts.locked,
         "locked_parents": run.images[entry.id]["locked_parents"],
+        **({"saved_by": entry.saved_by} if entry.saved_by else {}),
         "finished": now(),
         "result": dict(result or {}),
     }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import os
 import platform
+import shutil
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
@@ -86,6 +88,10 @@ class Run:
         """Return the file with the ids of objects of earlier runs that were a person's by then."""
         return self.folder / "theirs" / f"{entry_id}.json"
 
+    def metadata_file(self, entry_id: str) -> Path:
+        """Return the file with the metadata that were written to an image, and what was there before."""
+        return self.folder / "metadata" / f"{entry_id}.json"
+
     def entry_ids(self) -> list[str]:
         """Return the ids of all images that this run wrote to, or was about to."""
         planned = {path.name.split(".")[0] for path in self.folder.glob("*.parquet")}
@@ -117,6 +123,12 @@ class Run:
         self.record["finished"] = now()
         self.save()
         self.release()
+
+    def discard(self) -> None:
+        """Remove the record of a run that came to nothing; one that wrote to an image stays."""
+        self.release()
+        if not self.images and not self.entry_ids():
+            shutil.rmtree(self.folder)
 
     def save(self) -> None:
         """Write ``run.json``, all or nothing."""
@@ -177,7 +189,7 @@ def start_run(
     ProjectError
         If another process is at work on that run, or the record cannot be written.
     """
-    fingerprint = _fingerprint(analysis, config, models)
+    fingerprint = _fingerprint(analysis, config, models, project.scope)
     for run in reversed(list(list_runs(project))):
         if run.analysis == analysis:
             if run.status in UNFINISHED and run.record.get("fingerprint") == fingerprint:
@@ -192,6 +204,7 @@ def start_run(
         "id": folder.name,
         "analysis": analysis,
         "status": "running",
+        **({"scope": project.scope} if project.scope else {}),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": now(),
         "config": dict(config),
@@ -285,9 +298,9 @@ def write_json(path: Path, value: Any) -> None:
         raise ProjectError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def _fingerprint(analysis: str, config: Mapping[str, Any], models: Mapping[str, Mapping[str, str]]) -> str:
+def _fingerprint(analysis: str, config: Mapping[str, Any], models: Mapping[str, Mapping[str, str]], scope: str) -> str:
     hashes = {kind: model["sha256"] for kind, model in models.items()}
-    parts = [RECORD_VERSION, analysis, dict(config), hashes, version("qupath-ext")]
+    parts = [RECORD_VERSION, analysis, dict(config), hashes, version("qupath-ext"), *([scope] if scope else [])]
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -297,6 +310,7 @@ def now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     out = {"python": platform.python_version(), "platform": platform.platform()}
     for name in LIBRARIES:

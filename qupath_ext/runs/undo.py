@@ -11,7 +11,8 @@ import pandas as pd
 
 from pyhisto.objects import concat_objects, empty_objects, load_objects
 from qupath_ext.runs.diff import diff_image
-from qupath_ext.runs.ownership import read_ids
+from qupath_ext.runs.entrymetadata import take_back_metadata
+from qupath_ext.runs.ownership import is_unsaved, read_ids
 from qupath_ext.runs.record import Run, list_runs, now
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class ImageUndo:
     covered_by
         Ids of later runs of the same analysis in this image; what the undone run had replaced comes back when the
         last of them is undone.
+    unsaved
+        Whether the run was handed to QuPath, and nothing of it is in the image: it was never saved.
     """
 
     entry_id: str
@@ -49,6 +52,7 @@ class ImageUndo:
     restored: int
     unlocked: int
     covered_by: tuple[str, ...] = ()
+    unsaved: bool = False
 
 
 def undo_run(
@@ -61,7 +65,8 @@ def undo_run(
 ) -> Iterator[ImageUndo]:
     """Remove the untouched objects of a run from its images, and bring back what they had replaced.
 
-    Each image is written all or nothing; what was interrupted can be repeated.
+    Metadata of the images that the run wrote get the values from before. Each image is written all or nothing; what was
+    interrupted can be repeated.
 
     Parameters
     ----------
@@ -104,10 +109,12 @@ def _undo_image(project: Project, run: Run, entry: ImageEntry, *, force: bool, d
         found = diff_image(project, run, entry, present)
         status = found.objects["status"]
         removed = status.index[status.isin(["untouched", "changed"] if force else ["untouched"])]
-        covering = _later_runs(project, run, entry.id)
+        covering = _later_runs(project, run, entry.id, present.index)
         restored = empty_objects() if covering else _to_restore(project, run, entry.id, present, removed)
         unlocked = _to_unlock(run, entry.id, present, removed, restored)
         if not dry_run:
+            if not covering:
+                take_back_metadata(project, run, entry)
             change.remove([str(id_) for id_ in removed])
             change.unlock(unlocked)
             if len(restored):
@@ -120,18 +127,20 @@ def _undo_image(project: Project, run: Run, entry: ImageEntry, *, force: bool, d
         restored=len(restored),
         unlocked=len(unlocked),
         covered_by=tuple(other.id for other in covering),
+        unsaved=bool((status == "not saved in QuPath").any()),
     )
     if not dry_run:
         run.images.setdefault(entry.id, {"name": entry.name})["undone"] = {
             "when": now(),
             "force": force,
+            **({"saved_by": entry.saved_by} if entry.saved_by else {}),
             **asdict(done),
         }
         run.save()
     return done
 
 
-def _later_runs(project: Project, run: Run, entry_id: str) -> list[Run]:
+def _later_runs(project: Project, run: Run, entry_id: str, present: pd.Index[str]) -> list[Run]:
     """Return the runs of the same analysis that wrote to the image afterwards and are not undone there."""
     return [
         other
@@ -139,8 +148,17 @@ def _later_runs(project: Project, run: Run, entry_id: str) -> list[Run]:
         if other.id > run.id
         and other.analysis == run.analysis
         and other.objects_files(entry_id)
-        and "undone" not in other.images.get(entry_id, {})
+        and not _is_undone(other, entry_id, present)
+        and not is_unsaved(other, entry_id, present)
     ]
+
+
+def _is_undone(run: Run, entry_id: str, present: pd.Index[str]) -> bool:
+    """Return whether a run was undone in an image, and, if QuPath was to save that, did."""
+    undone = run.images.get(entry_id, {}).get("undone")
+    if undone is None or not undone.get("saved_by"):
+        return undone is not None
+    return not any(read_ids(path).isin(present).any() for path in run.objects_files(entry_id))
 
 
 def _to_restore(

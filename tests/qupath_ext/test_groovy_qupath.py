@@ -1,0 +1,364 @@
+"""The scripts of the menu, run by Groovy in QuPath's core on a real project; QuPath says what is there afterwards."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import shapely
+import tifffile
+import torch
+
+from pyhisto.bundle import read_spec, save_bundle
+from pyhisto.models import build_model
+from pyhisto.objects import make_objects
+from pyhisto.spec import ModelClass, ModelSpec
+from qupath_ext.project import create_project, open_project, pack_rgb
+from qupath_ext.projectsettings import change_settings, read_settings
+from qupath_ext.workflows.scripts import install_scripts
+
+PROGRAM = Path(__file__).with_name("RunScript.java")
+QUPATH = os.environ.get("PAQUO_QUPATH_DIR")
+JAVA = str(Path(os.environ["JAVA_HOME"]) / "bin/java") if "JAVA_HOME" in os.environ else shutil.which("java")
+GROOVY = shutil.which("groovy")
+
+pytestmark = [
+    pytest.mark.qupath,
+    pytest.mark.skipif(QUPATH is None, reason="PAQUO_QUPATH_DIR is not set"),
+    pytest.mark.skipif(JAVA is None, reason="there is no Java"),
+    pytest.mark.skipif(GROOVY is None, reason="there is no groovy"),
+]
+
+WHITE, BLUE, BROWN = (255, 255, 255), (104, 97, 171), (85, 47, 47)
+"""Blue is 0.6 of QuPath's standard hematoxylin, brown 0.4 of it and 0.8 of its DAB: OD = 0.4 (0.65, 0.70, 0.29) +
+0.8 (0.27, 0.57, 0.78) = (0.476, 0.735, 0.738), and 255 / 10^OD = (85, 47, 47)."""
+REGION = (100, 100, 500, 500)
+N_BLUE, N_BROWN = 12, 4
+TUMOR_COLOR = pack_rgb(1, 2, 3)
+
+
+def nuclei_image():
+    """Nuclei of 12 µm across at 0.5 µm/px: 12 blue and 4 brown ones inside REGION, 3 blue ones beside it."""
+    image = np.full((600, 800, 3), WHITE, np.uint8)
+    y, x = np.mgrid[:600, :800]
+    inside = itertools.product((150, 230, 310, 390), (150, 230, 310, 390))
+    for number, (left, top) in enumerate([*inside, (600, 200), (600, 300), (700, 400)]):
+        disc = (x - left) ** 2 + (y - top) ** 2 <= 12**2
+        image[disc] = BROWN if number < N_BROWN else BLUE
+    return image
+
+
+@pytest.fixture
+def project(tmp_path):
+    slide = tmp_path / "Schnitt mit ä.tif"
+    tifffile.imwrite(slide, nuclei_image(), tile=(256, 256), photometric="rgb")
+    project = create_project(tmp_path / "Projekt für QuPath", classes={"Tumor": TUMOR_COLOR}, backend="native")
+    entry = project.add_image(slide, name="Fall 7 ä", mpp=0.5)
+    shapes = [shapely.box(*REGION), shapely.box(440, 440, 490, 490), shapely.box(455, 455, 465, 465)]
+    objects = make_objects(
+        shapes,
+        object_type=["annotation", "annotation", "detection"],
+        classification=["Tumor", "Stroma", None],
+        name=["region", "mine", "drawn by hand"],
+    )
+    with entry.edit() as change:
+        change.add(objects)
+    install_scripts(project.path)
+    return project
+
+
+def run_scripts(project, *steps):
+    """Run scripts of the menu one after the other; a step is a name with its arguments. Returns what QuPath saw."""
+    menu = project.path.parent / "scripts/qupath-ext"
+    words = []
+    for name, *arguments in steps:
+        script = name if name == "workflow" else str(name if isinstance(name, Path) else menu / f"{name}.groovy")
+        words += ["--", script, *arguments]
+    groovy = Path(GROOVY).resolve().parents[1] / "lib/*"
+    command = [JAVA, "-cp", f"{QUPATH}/lib/app/*{os.pathsep}{groovy}", str(PROGRAM), str(project.path), *words[1:]]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, encoding="utf-8")
+    if "class file has wrong version" in result.stderr:
+        pytest.skip("this Java is too old for this QuPath; set JAVA_HOME")
+    assert result.returncode == 0, result.stdout + result.stderr
+    seen = [json.loads(line[5:]) for line in result.stdout.splitlines() if line.startswith("SEEN ")]
+    assert len(seen) == len(steps), result.stdout + result.stderr
+    return seen, result.stdout
+
+
+def objects_of(seen, kind):
+    return [one for one in seen["objects"] if one["kind"] == kind]
+
+
+def by_name(seen, name):
+    (found,) = [one for one in seen["objects"] if one.get("name") == name]
+    return found
+
+
+def counted(seen):
+    classes = [one.get("class") for one in objects_of(seen, "cell")]
+    return {name: classes.count(name) for name in set(classes)}
+
+
+SAME = ("automatic=false", "stains=project")
+"""The detector's standard thresholds and QuPath's stains, whatever the image shows."""
+
+UNMARKED = "no "
+"""What Evaluate says as long as nobody marked a cell."""
+
+PERFECT = "F1"
+"""What Evaluate says where each cell has its mark."""
+
+
+def test_ki67_on_selection_twice_undo_and_workflow(project):
+    seen, said = run_scripts(
+        project,
+        ("Ki-67 on selection", "select=region", *SAME),
+        ("Ki-67 on selection", "select=region", *SAME),
+        ("workflow",),
+        ("Undo last run",),
+    )
+    first, second, repeated, undone = seen
+    wanted = {"Tumor: Negative": N_BLUE, "Tumor: Positive": N_BROWN}
+    assert all(counted(one) == wanted for one in seen), said
+    region, mine, drawn = (by_name(first, name) for name in ("region", "mine", "drawn by hand"))
+    assert region["locked"]
+    assert not mine["locked"]
+    assert {one["parent"] for one in objects_of(first, "cell")} == {region["id"]}
+    assert first["classes"] == {"Tumor": TUMOR_COLOR, "Tumor: Positive": -3657166, "Tumor: Negative": -10855756}
+    for later in (second, repeated, undone):
+        for before in (mine, drawn):
+            assert by_name(later, before["name"]) == before
+    ids = [{one["id"] for one in objects_of(one, "cell")} for one in seen]
+    assert all(ids[i].isdisjoint(ids[j]) for i, j in itertools.combinations(range(4), 2))
+    assert [step for step in second["steps"] if step.startswith("Ki")] == ["Ki-67 on selection"] * 2
+    assert all(one["changed"] for one in seen)
+    assert not list((project.path.parent / "qupath_ext/jobs").iterdir())
+
+
+def test_without_a_selection_the_class_and_where_the_arguments_say(project):
+    (in_class, in_all), said = run_scripts(
+        project, ("Detect cells", *SAME), ("Detect cells", *SAME, "region=image", "cell_expansion_um=0")
+    )
+    assert (len(objects_of(in_class, "cell")), len(objects_of(in_all, "cell"))) == (N_BLUE + N_BROWN, 0), said
+    nuclei = [one for one in objects_of(in_all, "detection") if one.get("name") != "drawn by hand"]
+    assert len(nuclei) == N_BLUE + N_BROWN + 3
+    # discs of 12 px: 452 px², found within a tenth
+    assert all(one["area"] == pytest.approx(452, rel=0.1) for one in nuclei)
+
+
+def test_errors_are_plain_words_and_change_nothing(project):
+    (unknown, unread), said = run_scripts(project, ("Detect cells", "colour=red"), ("Detect cells", "red"))
+    assert "colour" in unknown["failed"], said
+    assert unread["failed"] == "The argument 'red' is not understood. Write name=value, such as region=tissue."
+    install_scripts(project.path, python="/nowhere/python")
+    (moved,), said = run_scripts(project, ("Doctor",))
+    assert moved["failed"].startswith("Python is not at /nowhere/python: qupath-ext was moved or removed"), said
+    assert all(len(one["objects"]) == 3 and "changed" not in one for one in (unknown, unread, moved))
+    assert not list((project.path.parent / "qupath_ext/jobs").iterdir())
+
+
+def test_the_worker_is_asked_while_it_lives(project, tmp_path, monkeypatch):
+    for name in ("XDG_STATE_HOME", "LOCALAPPDATA"):
+        monkeypatch.setenv(name, str(tmp_path / "state"))
+    command = [sys.executable, "-m", "qupath_ext", "serve", "--allow", str(project.path.parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        try:
+            while "ready" not in (line := worker.stdout.readline()):
+                assert line, "the worker ended"
+            (seen,), said = run_scripts(project, ("Detect cells", "select=region", *SAME))
+        finally:
+            worker.kill()
+    assert "The worker has the job" in said
+    assert len(objects_of(seen, "cell")) == N_BLUE + N_BROWN, said
+    assert "16 cells" in said
+    (seen,), said = run_scripts(project, ("Detect cells", "select=region", *SAME))  # its file is still there
+    assert "The worker has the job" not in said
+    assert len(objects_of(seen, "cell")) == N_BLUE + N_BROWN, said
+
+
+CANCELLED = """
+import java.util.function.BooleanSupplier
+import java.util.function.Consumer
+def library = evaluate(new File(buildPathInProject('qupath_ext', 'groovy', 'QuPathExt.groovy')))
+def lines = Collections.synchronizedList([])
+def folder = new File(args[0])
+def code = library.execute([library.PYTHON, '-c', new File(folder, 'program.py').text], folder,
+    { lines << it } as Consumer, { !lines.isEmpty() } as BooleanSupplier)
+"${lines.join(' ')} ${code}"
+"""
+
+SLEEPER = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(os.getpid(), child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_cancel_ends_python_and_what_it_started(project, tmp_path):
+    (tmp_path / "program.py").write_text(SLEEPER)
+    (tmp_path / "Cancelled.groovy").write_text(CANCELLED)
+    (seen,), said = run_scripts(project, (tmp_path / "Cancelled.groovy", str(tmp_path)))
+    parent, child, code = map(int, seen["result"].split())
+    assert code != 0, said
+    assert (tmp_path / "cancel").exists()
+    for process in (parent, child):
+        assert not _runs(process)
+
+
+def _runs(process):
+    """Whether a process is there and no zombie, which nobody but its parent can take away."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+LINES = """
+def lines = new org.locationtech.jts.io.WKTReader().read('MULTILINESTRING ((200 200, 300 300), (200 300, 300 200))')
+def roi = qupath.lib.roi.GeometryTools.geometryToROI(lines, qupath.lib.regions.ImagePlane.getDefaultPlane())
+def both = qupath.lib.objects.PathObjects.createAnnotationObject(roi)
+both.name = 'lines'
+getCurrentHierarchy().addObject(both)
+"""
+
+
+def test_lines_of_several_parts_are_in_nobodys_way(project, tmp_path):
+    (tmp_path / "Lines.groovy").write_text(LINES)
+    cells = ("Detect cells", "select=region", *SAME)
+    (drawn, first, second), said = run_scripts(project, (tmp_path / "Lines.groovy",), cells, cells)
+    assert all(len(objects_of(one, "cell")) == N_BLUE + N_BROWN for one in (first, second)), said
+    assert by_name(drawn, "lines") == by_name(first, "lines") == by_name(second, "lines")
+    # QuPath's exporter calls itself without an end on such lines, up to 0.6
+    version = tuple(int(number) for number in re.findall(r"\d+", Path(QUPATH).name)[:2])
+    if version and version < (0, 7):
+        assert said.count("that this QuPath cannot hand over") == 2, said
+
+
+def same_but_the_result(seen):
+    """Return what QuPath saw of objects that a person drew."""
+    return [by_name(seen, name) for name in ("region", "mine", "drawn by hand")]
+
+
+def test_segment_tumour_twice(project, tmp_path):
+    install_scripts(project.path)
+    spec = ModelSpec(
+        "tissue_segmentation",
+        "attention-unet",
+        (ModelClass("background"), ModelClass("tumour", "Tumor")),
+        mpp=1.0,
+        tile_size=64,
+        overlap=8,
+        decoder_channels=(16, 8),
+        postprocessing={"threshold": 0.5, "sigma_um": 2.0, "min_area_um2": 500.0, "min_hole_area_um2": 500.0},
+    )
+    torch.manual_seed(0)
+    model = build_model(spec.architecture, out_channels=2, decoder_channels=spec.decoder_channels)
+    tile = np.ascontiguousarray(nuclei_image()[128:256:2, 128:256:2])
+    bundle = save_bundle(tmp_path / "Modell ä", model, spec, golden_tile=tile, description="Knows nothing.")
+    change_settings(project.path, tumour=str(bundle.path), device="cpu")
+    step = ("Segment tumour", "select=region")
+    (first, second, undone), said = run_scripts(project, step, step, ("Undo last run",))
+    assert "result" in first, said
+    assert "result" in second, said
+    found = [
+        [one for one in objects_of(seen, "annotation") if one["name"] not in ("region", "mine")]
+        for seen in (first, second)
+    ]
+    assert found[0], said
+    count = int(re.search(r"Modell ä: (\d+) Tumor", first["result"])[1])
+    region = by_name(first, "region")
+    for objects in found:
+        assert len(objects) == count
+        assert {one["class"] for one in objects} == {"Tumor"}
+        assert {one["parent"] for one in objects} == {region["id"]}
+    assert sorted(one["area"] for one in found[0]) == sorted(one["area"] for one in found[1])
+    assert {one["id"] for one in found[0]}.isdisjoint(one["id"] for one in found[1])
+    assert same_but_the_result(first)[1:] == same_but_the_result(second)[1:] == same_but_the_result(undone)[1:]
+    assert f"{count} objects of earlier runs replaced" in second["result"]
+    # taking back the second brings back the first
+    assert sorted(one["area"] for one in objects_of(undone, "annotation")) == sorted(
+        one["area"] for one in objects_of(first, "annotation")
+    )
+
+
+FEW_STEPS = """
+import sys
+import pyhisto.plan
+import qupath_ext.workflows.planning as planning
+from qupath_ext.cli import main
+
+if __name__ == "__main__":
+    pyhisto.plan.FEWEST_STEPS = pyhisto.plan.MOST_STEPS = 3
+    planning._timed_on = lambda device: lambda network, classes: 1e6  # the smallest network
+    main(sys.argv[3:], prog_name="qupath-ext")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the program that takes the place of Python is a shell script")
+def test_train_from_annotations_twice(project, tmp_path):
+    (tmp_path / "few_steps.py").write_text(FEW_STEPS)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/few_steps.py" "$@"\n')
+    python.chmod(0o755)
+    install_scripts(project.path, python=python)
+    change_settings(project.path, device="cpu")
+    settings = ("task=tissue", "minutes=0.1", 'classes=["Tumor", "Stroma"]')
+    seen, said = run_scripts(
+        project,
+        ("Train from annotations", "name=erstes ä", *settings),
+        ("Train from annotations", "name=zweites", *settings),
+    )
+    for one, name in zip(seen, ("erstes ä", "zweites"), strict=True):
+        assert one.get("result", "").startswith(f"Trained {name} "), said
+        spec, _ = read_spec(project.path.parent / "qupath_ext/models" / name)
+        assert [one.classification for one in spec.classes] == [None, "Tumor", "Stroma"]
+    assert read_settings(project.path).tumour == "qupath_ext/models/zweites"
+    assert seen[0]["objects"] == seen[1]["objects"]
+    assert len(seen[0]["objects"]) == 3
+
+
+def test_the_scripts_for_the_whole_project_twice(project):
+    folder = project.path.parent / "qupath_ext"
+    whole, evaluate = ("Ki-67 on whole slide", *SAME, "region=tumour"), ("Evaluate against my annotations",)
+    (nothing, *doctors, first, second, exported, again, unmarked), said = run_scripts(
+        project,
+        evaluate,
+        ("Doctor",),
+        ("Doctor",),
+        whole,
+        whole,
+        ("Export for analysis",),
+        ("Export for analysis",),
+        evaluate,
+    )
+    assert "nothing to evaluate: no run of qupath-ext has written to this project" in nothing["failed"], said
+    assert all("result" in one for one in doctors), said
+    wanted = {"Tumor: Negative": N_BLUE, "Tumor: Positive": N_BROWN}
+    assert counted(first) == counted(second) == wanted, said
+    assert same_but_the_result(first) == same_but_the_result(second)
+    # two annotations, the detection and 16 cells, in two forms and two tables
+    assert exported["result"] == again["result"], said
+    assert exported["result"].startswith("19 objects of 1 images in 4 files"), said
+    rows = (folder / "export/annotation.csv").read_text("utf-8").splitlines()
+    assert len(rows) == 3, rows  # two annotations below the names of the columns
+    assert "failed" in unmarked, said  # nobody marked a cell
+    assert UNMARKED in unmarked["failed"], said
+    assert not list(folder.glob("reports/*"))
+
+    centres = list(itertools.product((150, 230, 310, 390), (150, 230, 310, 390)))
+    points = [shapely.MultiPoint(centres[:N_BROWN]), shapely.MultiPoint(centres[N_BROWN:])]
+    names = ["Tumor: Positive", "Tumor: Negative"]
+    with open_project(project.path, backend="native").entries[0].edit() as change:
+        change.add(make_objects(points, object_type="annotation", classification=names, name=names))
+    pages, said = run_scripts(project, evaluate, evaluate)
+    assert len(list(folder.glob("reports/*/report.html"))) == 2, said
+    for page in pages:
+        assert PERFECT in page["result"], said
+        assert len(page["objects"]) == 3 + 16 + 2
