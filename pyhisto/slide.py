@@ -130,6 +130,11 @@ class Slide:
         return found
 
     @property
+    def origin(self) -> tuple[int, int]:
+        """Where the slide's own frame begins in its file, (x, y), level-0 px; (0, 0) unless it is cropped to bounds."""
+        return self._origin
+
+    @property
     def mean_mpp(self) -> float:
         """Mean of the two pixel sizes in µm, as QuPath averages them."""
         return (self.mpp[0] + self.mpp[1]) / 2
