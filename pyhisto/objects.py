@@ -8,7 +8,7 @@ are level-0 pixels (x right, y down, float64).
 from __future__ import annotations
 
 import json
-import uuid
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,19 @@ OPTIONAL_COLUMNS = ("class_probability", "missing")
 ``missing``, bool, whether a TMA core is missing (False for everything else)."""
 
 
+_VARIANT = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
+
+
 def new_ids(n: int) -> list[str]:
     """Return `n` random version-4 UUID strings.
 
     >>> len(set(new_ids(3)))
     3
     """
-    return [str(uuid.uuid4()) for _ in range(n)]
+    digits = os.urandom(16 * n).hex()
+    several = (digits[at : at + 32] for at in range(0, len(digits), 32))
+    # version 4 and variant 1 (RFC 9562), as uuid.uuid4 sets them, which takes three times as long
+    return [f"{d[:8]}-{d[8:12]}-4{d[13:16]}-{_VARIANT[d[16]]}{d[17:20]}-{d[20:]}" for d in several]
 
 
 def make_objects(

@@ -27,6 +27,7 @@ __all__ = [
     "deconvolve",
     "estimate_background",
     "estimate_stains",
+    "od_tables",
     "optical_density",
     "optical_density_sum",
 ]
@@ -148,9 +149,14 @@ def _check_rgb(rgb: Rgb) -> None:
         raise ConfigError(f"image of shape {rgb.shape}, {rgb.dtype}", expected="RGB uint8 of shape (H, W, 3)")
 
 
+def od_tables(background: Vector = WHITE) -> FloatArray:
+    """Return the optical density of each value of red, green and blue, float64 (3, 256)."""
+    return np.stack([_od_table(float(white)) for white in background])
+
+
 def _od64(rgb: Rgb, background: Vector) -> FloatArray:
     _check_rgb(rgb)
-    return np.stack([_od_table(float(background[c]))[rgb[..., c]] for c in range(3)], axis=-1)
+    return np.stack([table[rgb[..., c]] for c, table in enumerate(od_tables(background))], axis=-1)
 
 
 def optical_density(rgb: Rgb, background: Vector = WHITE) -> npt.NDArray[np.float32]:

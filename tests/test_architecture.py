@@ -23,7 +23,8 @@ MAX_HELP_CPU_SECONDS = 0.3
 
 HEAVY = {
     *("torch", "monai", "jpype", "paquo"),
-    *("geopandas", "matplotlib", "numpy", "openslide", "pandas", "pyarrow", "scipy", "shapely", "skimage", "tifffile"),
+    *("geopandas", "h5py", "matplotlib", "numba", "numpy", "openslide", "pandas", "pyarrow", "scipy", "shapely"),
+    *("skimage", "sklearn", "tifffile"),
 }
 
 HELP = """

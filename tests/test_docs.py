@@ -81,7 +81,8 @@ def test_architecture_names_every_module_and_no_other() -> None:
         if path.suffix == ".py" or (path / "__init__.py").is_file()
     ]
     names = {f"{path.name}/" if path.is_dir() else path.name for path in tree} - {"__init__.py"}
-    listed = set(re.findall(r"^    ([\w]+(?:\.py|/)) ", text, flags=re.MULTILINE))
+    lines = re.findall(r"^    ((?:\w+(?:\.py|/)(?:, )?)+) ", text, flags=re.MULTILINE)
+    listed = {name for line in lines for name in line.split(", ")}
     assert listed == names
 
 

@@ -1,61 +1,85 @@
-"""Nuclei from a network: where they are, how far they reach, and of which class."""
+"""Nuclei from a network: where they are on a slide, how far they reach, and of which class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage as ndi
-from skimage.feature import peak_local_max
-from skimage.segmentation import watershed
+import shapely
 
 from pyhisto.bundle import Bundle
-from pyhisto.contours import smooth_contours, trace_labels
+from pyhisto.contours import (
+    Contours,
+    concat_contours,
+    simplify_contours,
+    smooth_contours,
+    trace_labels,
+)
 from pyhisto.errors import ConfigError
-from pyhisto.inference import PLAIN, Lens, predict_probabilities
-from pyhisto.nuclei.segment import Nuclei, stain_channels
-from pyhisto.nuclei.tiles import TileSettings, collect_cells
+from pyhisto.inference import PLAIN, Frame, InferenceSettings, Lens, PredictedWindow, WindowObserver, stream_windows
+from pyhisto.inference.stream import Progress
+from pyhisto.loops import nuclei as loops
+from pyhisto.loops import regions
+from pyhisto.measurements import expand_cells, measure_cells
+from pyhisto.nuclei.labelling import find_peaks, influence_px, label_nuclei, label_peaks, nucleus_probability
+from pyhisto.nuclei.segment import darkness, stain_channels
 from pyhisto.objects import empty_objects, make_objects
 from pyhisto.slide import Slide
-from pyhisto.stain import StainVectors, optical_density_sum
+from pyhisto.stain import StainVectors
 
-__all__ = ["find_nuclei", "label_nuclei", "nucleus_probability", "predict_cells"]
+__all__ = ["CellFinder", "label_nuclei", "nucleus_probability", "predict_cells"]
 
-TILE_SIZE_PX = 1024
+Box: TypeAlias = tuple[int, int, int, int]
+Place: TypeAlias = tuple[slice, slice]
 
 
-def predict_cells(
+def predict_cells(  # noqa: PLR0913 - all of it is what is known about one slide
     slide: Slide,
     bundle: Bundle,
     *,
     stains: StainVectors,
     region: Any | None = None,
     lens: Lens = PLAIN,
+    settings: InferenceSettings | None = None,
+    observers: Iterable[WindowObserver] = (),
     cell_expansion_um: float = 5.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> gpd.GeoDataFrame:
     """Find the cells of a slide with a network, grow them and measure them.
+
+    While the network predicts the next window, a thread works on the last one. Only tiles that touch the region are
+    read. Where the slide is cut into windows changes nothing: a window holds all that its cells depend on.
 
     Parameters
     ----------
     slide
         An open slide with a pixel size.
     bundle
-        A model of the kind ``cell_detection``; see :func:`label_nuclei` for its post-processing.
+        A model of the kind ``cell_detection``; see :func:`pyhisto.nuclei.labelling.label_nuclei` for its
+        post-processing.
     stains
         Stain vectors and white, for the outlines and the measurements.
     region
-        Polygon or MultiPolygon, level-0 px; a cell counts if the centroid of its nucleus lies inside.
+        Polygon or MultiPolygon, level-0 px; a cell counts if the peak of its nucleus lies inside. The whole slide by
+        default.
     lens
         How the network sees the slide. Measurements are those of the slide as it is, at its declared pixel size; the
         lengths of the post-processing are those of the training slides.
+    settings
+        How the slide is cut; see :class:`~pyhisto.inference.settings.InferenceSettings`.
+    observers
+        Each is shown every window once, in order.
     cell_expansion_um
         How far a nucleus grows to make its cell.
     progress
-        Called after each tile with the number of tiles done and in all.
+        Called after each window with the number done and in all.
 
     Returns
     -------
@@ -66,163 +90,198 @@ def predict_cells(
     Raises
     ------
     ConfigError
-        If the bundle is of another kind.
+        If the bundle is of another kind, or the settings do not fit it.
+    MissingPixelSizeError
+        If the slide's pixel size is not known.
+    SlideError
+        If its pixels cannot be decoded.
     """
     spec = bundle.spec
     if spec.kind != "cell_detection":
         raise ConfigError(f"model of the kind {spec.kind}", expected="cell_detection")
-
-    def find(rgb: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_] | None) -> Nuclei:
-        return find_nuclei(rgb, bundle, stains=stains, lens=lens, mask=mask)
-
-    pixel = spec.mpp * lens.size
-    settings = TileSettings(
-        pixel_size_um=pixel,
-        exact=True,
-        reach_um=spec.overlap * pixel,
-        expansion_um=cell_expansion_um,
-        tile_size=TILE_SIZE_PX,
+    region = shapely.box(0, 0, *slide.dimensions) if region is None else region
+    finder = CellFinder(
+        stains,
+        spec.mpp,
+        spec.postprocessing,
+        expansion_px=cell_expansion_um / (spec.mpp * lens.size),
     )
-    cells = collect_cells(slide, find, settings, region=region, progress=progress)
-    if cells is None or cells.votes is None:
-        return empty_objects()
-    names = spec.cell_classes
-    return make_objects(
-        cells.geometry,
-        object_type="cell" if cell_expansion_um > 0 else "detection",
-        nucleus=cells.nucleus if cell_expansion_um > 0 else None,
-        classification=[names[k] for k in cells.votes.argmax(axis=1)],
-        measurements={str(name): cells.table[name].to_numpy() for name in cells.table},
-        class_probability=cells.votes.max(axis=1),
+    windows = stream_windows(
+        slide, bundle, region, settings=settings, margin=finder.margin, lens=lens, progress=progress
     )
+    watching = tuple(observers)
+    waiting: Future[None] | None = None
+    with ThreadPoolExecutor(max_workers=1) as pool, closing(windows):
+        for window in windows:
+            for observer in watching:
+                observer(window)
+            if waiting is not None:
+                waiting.result()
+            waiting = pool.submit(finder.add, window)
+    if waiting is not None:
+        waiting.result()
+    return finder.objects(spec.cell_classes)
 
 
-def find_nuclei(
-    rgb: npt.NDArray[np.uint8],
-    bundle: Bundle,
-    *,
-    stains: StainVectors,
-    lens: Lens = PLAIN,
-    mask: npt.NDArray[np.bool_] | None = None,
-) -> Nuclei:
-    """Find the nuclei of one image, RGB uint8 (H, W, 3) at ``bundle.spec.mpp * lens.size`` µm/px."""
-    spec = bundle.spec
-    probability = predict_probabilities(lens.see(rgb), bundle, wanted=mask)
-    darkness = optical_density_sum(rgb, stains.background)
-    labels, votes = label_nuclei(probability, darkness, spec.mpp, spec.postprocessing, mask)
-    return Nuclei(labels, smooth_contours(trace_labels(labels)), stain_channels(rgb, stains), votes)
+@dataclass
+class CellFinder:
+    """Makes cells of predicted windows, one after the other.
 
-
-def label_nuclei(
-    probability: npt.NDArray[np.float32],
-    darkness: npt.NDArray[np.float32],
-    pixel_size_um: float,
-    postprocessing: Any,
-    mask: npt.NDArray[np.bool_] | None = None,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-    """Turn class probabilities into labelled nuclei.
-
-    The nuclei classes give the positions: peaks of their blurred sum. The territory of a nucleus is its watershed basin
-    (Meyer 1991) within ``reach_um``, and its outline runs where the stain falls half-way from its core to the ground
-    around it, because points teach a network where nuclei are, but not how large. Its class is the one with the
-    greatest sum of probabilities, nucleus and membrane, over its pixels.
-
-    Parameters
+    Attributes
     ----------
-    probability
-        float32, shape (1 + 2k, H, W): background, then nucleus and membrane of each of the k cell classes.
-    darkness
-        Sum of the optical densities, float32 (H, W).
+    stains
+        Stain vectors and white.
     pixel_size_um
-        µm/px of both.
+        µm/px that the numbers of the post-processing refer to.
     postprocessing
-        Mapping with ``threshold`` (least blurred nucleus probability of a peak), ``sigma_um`` (blur),
-        ``min_distance_um`` (between peaks), ``reach_um`` (radius of the largest nucleus), ``core_um`` (radius that
-        always belongs to the nucleus).
-    mask
-        bool (H, W); a nucleus counts if its peak lies inside.
-
-    Returns
-    -------
-    labels : numpy.ndarray
-        int32 (H, W); 0 is background, nuclei are 1 to n, each connected and without holes.
-    votes : numpy.ndarray
-        float64 (n, k), the share of each class in a nucleus; rows sum to 1.
+        See :func:`pyhisto.nuclei.labelling.label_nuclei`.
+    expansion_px
+        How far a nucleus grows to make its cell, px; 0 makes no cells.
     """
-    nucleus = nucleus_probability(probability, pixel_size_um, postprocessing)
-    distance = max(1, round(postprocessing["min_distance_um"] / pixel_size_um))
-    peaks = peak_local_max(
-        nucleus, min_distance=distance, threshold_abs=postprocessing["threshold"], exclude_border=False
+
+    stains: StainVectors
+    pixel_size_um: float
+    postprocessing: Any
+    expansion_px: float
+    _found: list[_Found] = field(default_factory=list)
+
+    @property
+    def _extent(self) -> int:
+        """How far a cell can reach from the peak of its nucleus, px."""
+        return math.ceil(float(self.postprocessing["reach_um"]) / self.pixel_size_um + self.expansion_px) + 1
+
+    @property
+    def _outlined(self) -> int:
+        """How far around the peaks of a window nuclei must be outlined, so that their cells have all neighbours, px."""
+        return 2 * self._extent + math.ceil(2 * float(self.postprocessing["reach_um"]) / self.pixel_size_um)
+
+    @property
+    def _grown(self) -> int:
+        """How far around its own part the cells of a window can reach, and nuclei beside them, px."""
+        return self._extent + math.ceil(self.expansion_px) + 4
+
+    @property
+    def margin(self) -> int:
+        """How much a window must hold around its own part, so that nothing depends on where it was cut, px."""
+        return 2 * self._extent + influence_px(self.pixel_size_um, self.postprocessing)
+
+    def add(self, window: PredictedWindow) -> None:
+        """Find the cells whose nucleus has its peak in the own part of a window."""
+        nucleus = nucleus_probability(window.probability, self.pixel_size_um, self.postprocessing)
+        peaks = find_peaks(nucleus, self.pixel_size_um, self.postprocessing, window.wanted)
+        rows, columns = window.own
+        own = _within(peaks, (rows, columns))
+        if not own.any():
+            return
+        outlined = _around((rows, columns), self._outlined, nucleus.shape)
+        part = _around((rows, columns), self._grown, nucleus.shape)
+        labels = label_peaks(
+            nucleus,
+            peaks,
+            darkness(window.rgb, self.stains),
+            self.pixel_size_um,
+            self.postprocessing,
+            corner=(window.read[1], window.read[0]),
+            part=outlined,
+        )
+        inner = tuple(
+            slice(along.start - around.start, along.stop - around.start)
+            for along, around in zip(part, outlined, strict=True)
+        )
+        self._found.append(self._measured(window, part, np.ascontiguousarray(labels[inner]), own))
+
+    def _measured(
+        self, window: PredictedWindow, part: Place, labels: npt.NDArray[np.int32], own: npt.NDArray[np.bool_]
+    ) -> _Found:
+        """Return the cells of a part of a window; only those whose label is its own."""
+        frame = window.frame
+        number = np.zeros(len(own) + 1, dtype=np.int32)
+        number[1:][own] = np.arange(1, np.count_nonzero(own) + 1)
+        n = int(number.max())
+        nuclei = regions.renumbered(labels, number)
+        cells = None if self.expansion_px <= 0 else regions.renumbered(expand_cells(labels, self.expansion_px), number)
+        nucleus = _Outlines.of(nuclei, n)
+        cell = None if cells is None else _Outlines.of(cells, n)
+        corner = (window.read[0] + part[1].start, window.read[1] + part[0].start)
+        drawn = nucleus.placed(frame, corner)
+        outline = None if cell is None else cell.placed(frame, corner)
+        table = measure_cells(
+            nuclei,
+            stain_channels(np.ascontiguousarray(window.rgb[part]), self.stains),
+            pixel_size_um=frame.mpp,
+            cells=cells,
+            nucleus_contours=nucleus.smooth,
+            cell_contours=None if cell is None else cell.smooth,
+            drawn=None if outline is None else (drawn, outline),
+        )
+        votes = loops.votes(window.probability[:, part[0], part[1]], nuclei, n)
+        return _Found(drawn, outline, table.to_numpy(), tuple(map(str, table)), votes)
+
+    def objects(self, classes: tuple[str | None, ...]) -> gpd.GeoDataFrame:
+        """Return all cells as a path-object table; `classes` names them in the order of the model."""
+        if not self._found:
+            return empty_objects()
+        nucleus = concat_contours([found.nucleus for found in self._found]).polygons()
+        outlines = [found.cell for found in self._found if found.cell is not None]
+        outline = concat_contours(outlines).polygons() if outlines else nucleus
+        keep = ~shapely.is_missing(nucleus) & ~shapely.is_missing(outline)
+        votes = np.concatenate([found.votes for found in self._found])[keep]
+        table = np.concatenate([found.table for found in self._found])[keep]
+        names = np.array(classes, dtype=object)
+        return make_objects(
+            outline[keep],
+            object_type="cell" if outlines else "detection",
+            nucleus=nucleus[keep] if outlines else None,
+            classification=names[votes.argmax(axis=1)],
+            measurements=dict(zip(self._found[0].columns, table.T, strict=True)),
+            class_probability=votes.max(axis=1),
+        )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The cells of one window: outlines in level-0 px, measurements (n, columns) and the share of each class."""
+
+    nucleus: Contours
+    cell: Contours | None
+    table: npt.NDArray[np.float64]
+    columns: tuple[str, ...]
+    votes: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Outlines:
+    """Smoothed outlines of labels, each relative to a corner of a pixel, so that no digit depends on where they lie."""
+
+    smooth: Contours
+    corners: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, labels: npt.NDArray[np.int32], n: int) -> _Outlines:
+        traced = trace_labels(labels, n)
+        corners = traced.first_points()
+        return cls(smooth_contours(traced.moved(-corners)), corners)
+
+    def placed(self, frame: Frame, corner: tuple[int, int]) -> Contours:
+        """Return them simplified, level-0 px, where the label image has its corner (x, y) at a pixel of the frame."""
+        step = np.asarray(frame.downsample)
+        altitude = math.sqrt(sum(frame.downsample) / 2) / 2
+        simple = simplify_contours(self.smooth.scaled(frame.downsample, (0.0, 0.0)), altitude)
+        return simple.moved((self.corners + corner) * step + (frame.left, frame.top))
+
+
+def _within(peaks: npt.NDArray[np.int64], part: Place) -> npt.NDArray[np.bool_]:
+    """Return which peaks, (row, column), lie in a part of the image."""
+    inside = np.ones(len(peaks), dtype=bool)
+    for axis, along in enumerate(part):
+        inside &= (peaks[:, axis] >= along.start) & (peaks[:, axis] < along.stop)
+    return inside
+
+
+def _around(part: Place, margin: int, shape: tuple[int, ...]) -> Place:
+    """Return a part of an image with a margin, as far as the image goes."""
+    rows, columns = (
+        slice(max(0, along.start - margin), min(length, along.stop + margin))
+        for along, length in zip(part, shape, strict=True)
     )
-    if mask is not None:
-        peaks = peaks[mask[peaks[:, 0], peaks[:, 1]]]
-    n = len(peaks)
-    if n == 0:
-        return np.zeros(nucleus.shape, dtype=np.int32), np.zeros((0, len(probability) // 2))
-    seeds = np.zeros(nucleus.shape, dtype=np.int32)
-    seeds[peaks[:, 0], peaks[:, 1]] = np.arange(1, n + 1)
-    to_seed = ndi.distance_transform_edt(seeds == 0) * pixel_size_um
-    territory = watershed(-nucleus, seeds, mask=to_seed <= postprocessing["reach_um"])
-    core = np.where(to_seed <= postprocessing["core_um"], territory, 0)
-    labels = _grow_to_edge(territory, core, darkness, n)
-    return labels, _votes(probability, labels, n)
-
-
-def nucleus_probability(
-    probability: npt.NDArray[np.float32], pixel_size_um: float, postprocessing: Any
-) -> npt.NDArray[np.float32]:
-    """Return the blurred sum of the nucleus classes, float32 (H, W), whose peaks are compared with the threshold."""
-    return np.asarray(ndi.gaussian_filter(probability[1::2].sum(axis=0), postprocessing["sigma_um"] / pixel_size_um))
-
-
-def _votes(probability: npt.NDArray[np.float32], labels: npt.NDArray[np.int32], n: int) -> npt.NDArray[np.float64]:
-    """Return the share of each class in each nucleus, float64 (n, classes), by its summed probabilities."""
-    inside = labels > 0
-    owner = labels[inside] - 1
-    of_class = probability[1::2] + probability[2::2]
-    sums = np.stack([np.bincount(owner, channel[inside], n) for channel in of_class], axis=1)
-    total = sums.sum(axis=1, keepdims=True)
-    return np.asarray(np.divide(sums, total, out=np.full_like(sums, 1 / sums.shape[1]), where=total > 0))
-
-
-def _grow_to_edge(
-    territory: npt.NDArray[np.integer[Any]],
-    core: npt.NDArray[np.integer[Any]],
-    darkness: npt.NDArray[np.float32],
-    n: int,
-) -> npt.NDArray[np.int32]:
-    """Return the part of each territory that is as dark as its core, connected to it, without holes."""
-    smooth = ndi.gaussian_filter(darkness, 0.7)
-    index = np.arange(1, n + 1)
-    dark = np.asarray(ndi.mean(smooth, core, index))
-    outside = (territory == 0).astype(np.float32)
-    ground = ndi.gaussian_filter(smooth * outside, 16) / np.maximum(ndi.gaussian_filter(outside, 16), 1e-3)
-    level = np.concatenate([[np.inf], (dark + np.asarray(ndi.mean(ground, core, index))) / 2])
-    stained = (smooth > level[territory]) & (territory > 0)
-    labels = np.where(stained | (core > 0), territory, 0)
-    labels = np.where(_opened(labels) | (core > 0), labels, 0)
-    return _largest_parts(labels, core, n)
-
-
-def _opened(labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
-    """Return where a label survives an opening with a 3 x 3 cross, each label for itself."""
-    cross = ndi.generate_binary_structure(2, 1)
-    same = ndi.minimum_filter(labels, footprint=cross) == ndi.maximum_filter(labels, footprint=cross)
-    eroded = same & (labels > 0)
-    return np.asarray(ndi.binary_dilation(eroded, cross))
-
-
-def _largest_parts(
-    labels: npt.NDArray[np.integer[Any]], core: npt.NDArray[np.integer[Any]], n: int
-) -> npt.NDArray[np.int32]:
-    """Keep of each label the part that holds its core, and fill its holes."""
-    out = np.zeros(labels.shape, dtype=np.int32)
-    windows: list[Any] = list(ndi.find_objects(labels, max_label=n))
-    for number, window in enumerate(windows, start=1):
-        if window is None:
-            continue
-        parts, _ = ndi.label(labels[window] == number)
-        kept = np.unique(parts[core[window] == number])
-        whole = ndi.binary_fill_holes(np.isin(parts, kept[kept > 0]))
-        out[window][whole & (out[window] == 0)] = number
-    return out
+    return rows, columns

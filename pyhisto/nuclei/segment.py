@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from pyhisto.contours import Contours, smooth_contours, trace_labels
 from pyhisto.errors import ConfigError
+from pyhisto.loops import nuclei as loops
 from pyhisto.nuclei.settings import CellDetectionSettings
 from pyhisto.nuclei.watershed import (
     disk,
@@ -25,9 +26,9 @@ from pyhisto.nuclei.watershed import (
     laplacian,
     opening_background,
 )
-from pyhisto.stain import StainVectors, deconvolve, optical_density_sum
+from pyhisto.stain import StainVectors, od_tables
 
-__all__ = ["Basins", "Nuclei", "basin_means", "detect_nuclei", "detection_image", "stain_channels"]
+__all__ = ["Basins", "Nuclei", "basin_means", "darkness", "detect_nuclei", "detection_image", "stain_channels"]
 
 FloatImage: TypeAlias = npt.NDArray[np.float32]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -60,8 +61,14 @@ class Nuclei:
 
 def stain_channels(rgb: npt.NDArray[np.uint8], stains: StainVectors) -> dict[str, FloatImage]:
     """Return the OD image of every named stain, float32 (H, W), under ``"<stain> OD"``."""
-    separated = deconvolve(rgb, stains)
-    return {f"{name} OD": np.ascontiguousarray(separated[..., i]) for i, name in enumerate(stains.names)}
+    per_value = np.einsum("cv,ci->icv", od_tables(stains.background), np.linalg.inv(stains.matrix))
+    separated = loops.separate(rgb, np.ascontiguousarray(per_value[: len(stains.names)]))
+    return {f"{name} OD": separated[i] for i, name in enumerate(stains.names)}
+
+
+def darkness(rgb: npt.NDArray[np.uint8], stains: StainVectors) -> FloatImage:
+    """Return the sum of the three optical densities, float32 (H, W), in which nuclei are dark whatever their stain."""
+    return np.asarray(loops.separate(rgb, od_tables(stains.background)[np.newaxis])[0])
 
 
 def detection_image(
@@ -69,7 +76,7 @@ def detection_image(
 ) -> FloatImage:
     """Return the image in which nuclei are bright, float32 (H, W), before any filter."""
     if settings.detection_image == "Optical density sum":
-        return optical_density_sum(rgb, stains.background)
+        return darkness(rgb, stains)
     index = stains.index("Hematoxylin")
     if index is None:
         raise ConfigError(

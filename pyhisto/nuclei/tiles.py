@@ -284,6 +284,12 @@ def _cells_of_tile(
         cell_contours = trace_labels(cells, n)
         if settings.smooth:
             cell_contours = smooth_contours(cell_contours)
+
+    def placed(contours: Contours) -> Contours:
+        return simplify_contours(contours.scaled(frame.downsample, corner), altitude)
+
+    drawn = placed(nuclei.contours)
+    drawn_cells = drawn if cell_contours is None else placed(cell_contours)
     table = measure_cells(
         nuclei.labels,
         nuclei.channels,
@@ -291,13 +297,10 @@ def _cells_of_tile(
         cells=cells,
         nucleus_contours=nuclei.contours,
         cell_contours=cell_contours,
+        drawn=(drawn, drawn_cells),
     )
-
-    def placed(contours: Contours) -> Polygons:
-        return simplify_contours(contours.scaled(frame.downsample, corner), altitude).polygons()
-
-    nucleus = placed(nuclei.contours)
-    outline = nucleus if cell_contours is None else placed(cell_contours)
+    nucleus = drawn.polygons()
+    outline = nucleus if cell_contours is None else drawn_cells.polygons()
     keep &= ~shapely.is_missing(nucleus) & ~shapely.is_missing(outline)
     number = np.full(n, window.number, dtype=np.intp)
     return Cells(outline, nucleus, table, number, at_seam, rank, nuclei.votes).take(keep)

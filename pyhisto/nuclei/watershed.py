@@ -8,14 +8,15 @@ definition is followed, so that the same image gives the same nuclei.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-from skimage.morphology import local_maxima, reconstruction
+from skimage.morphology import local_maxima
 from skimage.segmentation import watershed
+
+from pyhisto.loops.reconstruction import reconstructed
 
 __all__ = [
     "disk",
@@ -105,33 +106,40 @@ def opening_background(
     background, excluded
         float32 and bool of shape (H, W).
     """
-    eroded = _rank_disk(image, radius_px, ndimage.minimum_filter1d)
+    eroded = _rank_disk(image, radius_px, np.minimum)
     excluded = np.zeros(image.shape, dtype=bool)
     if max_background > 0 and (dark := eroded > max_background).any():
-        excluded = _rank_disk(dark.astype(np.uint8), 2 * radius_px, ndimage.maximum_filter1d) > 0
+        excluded = _rank_disk(dark.astype(np.uint8), 2 * radius_px, np.maximum) > 0
         eroded[excluded] = -np.inf
     if by_reconstruction:
         seed = np.where(np.isneginf(eroded), image.min(), eroded)
-        background = reconstruction(seed, image, footprint=_ONES3).astype(np.float32)
+        background = reconstructed(seed, image)
     else:
-        background = _rank_disk(eroded, radius_px, ndimage.maximum_filter1d)
+        background = _rank_disk(eroded, radius_px, np.maximum)
         background[np.isneginf(background)] = 0
     return background, excluded
 
 
-def _rank_disk(image: npt.NDArray[Any], radius_px: float, rank: Callable[..., npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Minimum or maximum over a disk: one filter along x for every row of the disk, combined along y."""
+def _rank_disk(image: npt.NDArray[Any], radius_px: float, rank: np.ufunc) -> npt.NDArray[Any]:
+    """Minimum or maximum over a disk: that along x for every row of the disk, combined along y.
+
+    What a row of the disk covers is covered by two runs of a power of two, too.
+    """
+    height, width = image.shape
     rows = disk(radius_px).sum(axis=1)
     reach = len(rows) // 2
-    combine = np.minimum if rank is ndimage.minimum_filter1d else np.maximum
-    padded = np.pad(image, ((reach, reach), (0, 0)), mode="edge")
-    out: npt.NDArray[Any] | None = None
-    for width in np.unique(rows):
-        along_x = rank(padded, size=int(width), axis=1, mode="nearest")
-        for dy in np.flatnonzero(rows == width):
-            part = along_x[dy : dy + image.shape[0]]
-            out = part.copy() if out is None else combine(out, part, out=out)
-    return image.copy() if out is None else out
+    along_x = np.pad(image, reach, mode="edge")
+    run = 1
+    out = image.copy()
+    for length in np.unique(rows):
+        while 2 * run <= length:
+            along_x = rank(along_x[:, :-run], along_x[:, run:])
+            run *= 2
+        first, last = reach - length // 2, reach + length // 2 + 1 - run
+        row = rank(along_x[:, first : first + width], along_x[:, last : last + width])
+        for dy in np.flatnonzero(rows == length):
+            rank(out, row[dy : dy + height], out=out)
+    return out
 
 
 def disk(radius_px: float) -> Mask:
@@ -172,8 +180,12 @@ def fill_outlines(mask: Mask) -> tuple[npt.NDArray[np.int32], int]:
     labels, n
         int32 (H, W), 0 is background; and the number of regions.
     """
-    filled = ndimage.binary_fill_holes(mask, structure=_ONES3)
-    labels, n = ndimage.label(filled)
+    ground, n = ndimage.label(~mask, structure=_ONES3)
+    is_outside = np.zeros(n + 1, dtype=bool)
+    for edge in (ground[0], ground[-1], ground[:, 0], ground[:, -1]):
+        is_outside[edge] = True
+    is_outside[0] = False
+    labels, n = ndimage.label(~is_outside[ground])
     return labels.astype(np.int32, copy=False), int(n)
 
 
@@ -190,8 +202,8 @@ def split_seeds(distance: FloatImage) -> Mask:
     """
     height = _ridge_height(distance)
     floor = np.where(distance > 0, np.maximum(height - _SPLIT_TOLERANCE, 0), 0)
-    lowered = reconstruction(floor, np.where(distance > 0, height, 0), footprint=_ONES3)
-    return np.asarray(local_maxima(lowered.astype(np.float32), connectivity=2) & (distance > 0))
+    lowered = reconstructed(floor, np.where(distance > 0, height, 0))
+    return np.asarray(local_maxima(lowered, connectivity=2) & (distance > 0))
 
 
 def _ridge_height(distance: FloatImage) -> FloatImage:
@@ -237,7 +249,7 @@ def distance_split(mask: Mask) -> Mask:
     seeds = split_seeds(distance)
     level = np.floor(distance + 0.5 + _LEVEL_SHIFT).clip(0, 254).astype(np.uint8)
     # side summits sink to the saddle that joins them to a seed
-    level = reconstruction(np.where(seeds, level, 0), level, footprint=_ONES3).astype(np.uint8)
+    level = reconstructed(np.where(seeds, level, 0), level)
     level[seeds] = 255
     grown = _grow_by_level(level)
     return grown & mask

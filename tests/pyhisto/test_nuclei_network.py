@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.ndimage as ndi
 import shapely
 
 from pyhisto.bundle import ModelClass, ModelSpec
 from pyhisto.errors import ConfigError
-from pyhisto.inference import Lens
-from pyhisto.nuclei import network
+from pyhisto.inference import InferenceSettings, Lens, PredictedWindow
 from pyhisto.nuclei.network import label_nuclei, predict_cells
 from pyhisto.slide import Slide
 from pyhisto.stain import H_DAB, optical_density_sum
@@ -139,6 +140,9 @@ class FakeNetwork:
         found = (None, "Tumor: Positive", None, "Tumor: Negative", None)
         classes = tuple(ModelClass(name, c) for name, c in zip(names, found, strict=True))
         self.spec = ModelSpec(kind, "fake", classes, mpp=0.5, tile_size=64, overlap=8, postprocessing=NUMBERS)
+        self.stream_tile = (64, 8)
+        self.stride = 1
+        self.tiles_at_once = 8
 
     def predict(self, tiles: Any) -> Any:
         out = np.zeros((len(tiles), 5, *tiles.shape[1:3]), dtype=np.float32)
@@ -162,23 +166,88 @@ def cells_of(slide_path: Path, bundle: FakeNetwork, **options: Any) -> Any:
         return predict_cells(slide, bundle, stains=H_DAB, **options)  # type: ignore[arg-type]
 
 
-def test_no_nucleus_twice_or_lost_at_a_seam(slide_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = cells_of(slide_path, FakeNetwork())
-    monkeypatch.setattr(network, "TILE_SIZE_PX", 160)
+def sorted_cells(cells: Any) -> Any:
+    """Return cells in an order that does not depend on how the slide was cut."""
+    centre = shapely.get_coordinates(shapely.centroid(cells["nucleus"].to_numpy()))
+    return cells.iloc[np.lexsort(centre.round(3).T)].reset_index(drop=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        InferenceSettings(window=150),
+        InferenceSettings(window=97, tile_size=96, overlap=16),
+        InferenceSettings(window=256, tile_size=200, overlap=4),
+    ],
+)
+def test_windows_and_tiles_change_no_cell(slide_path: Path, settings: InferenceSettings) -> None:
+    # the fake network sees single pixels: every tile size and overlap gives the same probabilities
+    whole = sorted_cells(cells_of(slide_path, FakeNetwork(), settings=InferenceSettings(window=1024)))
+    cut = sorted_cells(cells_of(slide_path, FakeNetwork(), settings=settings))
+    assert len(cut) == len(whole) > 60
+    assert shapely.equals_exact(cut["nucleus"].to_numpy(), whole["nucleus"].to_numpy(), 1e-6).all()
+    assert shapely.equals_exact(cut.geometry.to_numpy(), whole.geometry.to_numpy(), 1e-6).all()
+    numbers = [name for name in whole if ":" in name or "ratio" in name]
+    assert len(numbers) == 41
+    np.testing.assert_allclose(cut[numbers], whole[numbers], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(cut["class_probability"], whole["class_probability"], rtol=1e-6)
+
+
+class BlurredNetwork(FakeNetwork):
+    """Sees 10 px around each pixel, with zeros beyond its tile as convolutions have them."""
+
+    def predict(self, tiles: Any) -> Any:
+        return ndi.uniform_filter(super().predict(tiles), (1, 1, 21, 21), mode="constant") * np.float32(2)
+
+
+def test_a_network_that_sees_beyond_its_overlap_moves_no_nucleus_by_more_than_a_pixel(slide_path: Path) -> None:
+    # 10 px are seen and 8 px are thrown away on each side of a tile
+    numbers = {**NUMBERS, "threshold": 0.1}
+    tables = []
+    for tile_size in (64, 128):
+        bundle = BlurredNetwork()
+        bundle.spec = replace(bundle.spec, postprocessing=numbers)
+        tables.append(cells_of(slide_path, bundle, settings=InferenceSettings(tile_size=tile_size, overlap=16)))
+    first, second = (shapely.centroid(table["nucleus"].to_numpy()) for table in tables)
+    assert len(first) == len(second) > 40
+    _, distance = shapely.STRtree(second).query_nearest(first, return_distance=True)
+    assert distance.max() < 1
+
+
+def test_observers_see_every_window_once_in_order(slide_path: Path) -> None:
+    seen: list[PredictedWindow] = []
     steps: list[tuple[int, int]] = []
-    tiled = cells_of(slide_path, FakeNetwork(), progress=lambda done, total: steps.append((done, total)))
-    assert steps[-1] == (16, 16)
-    assert len(whole) > 60
-    assert abs(len(tiled) - len(whole)) <= 0.02 * len(whole)
-    shapes = tiled["nucleus"].to_numpy()
-    first, second = shapely.STRtree(shapes).query(shapes, predicate="intersects")
-    pairs = first < second
-    shared = shapely.area(shapely.intersection(shapes[first[pairs]], shapes[second[pairs]]))
-    smaller = np.minimum(shapely.area(shapes[first[pairs]]), shapely.area(shapes[second[pairs]]))
-    assert not (shared > 0.3 * smaller).any()
-    tree = shapely.STRtree(shapely.centroid(shapes))
-    found = tree.query(shapely.centroid(whole["nucleus"].to_numpy()), predicate="dwithin", distance=4)
-    assert len(np.unique(found[0])) >= 0.98 * len(whole)
+    cells = cells_of(
+        slide_path,
+        FakeNetwork(),
+        settings=InferenceSettings(window=320),
+        observers=[seen.append],
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert [window.number for window in seen] == [0, 1, 2, 3]
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert sum(window.core[2] - window.core[0] for window in seen) == 2 * 640
+    assert len(cells) > 60
+
+
+def test_pixels_far_from_the_region_are_never_read(slide_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    original = Slide.read_downsampled
+
+    def recording(self: Slide, x: float, y: float, width: int, height: int, downsample: Any) -> Any:
+        read.append(shapely.box(x, y, x + width * downsample[0], y + height * downsample[1]))
+        return original(self, x, y, width, height, downsample)
+
+    monkeypatch.setattr(Slide, "read_downsampled", recording)
+    region = shapely.union_all([shapely.box(150, 400, 250, 500), shapely.box(400, 150, 500, 250)])
+    cells = cells_of(slide_path, FakeNetwork(), region=region, settings=InferenceSettings(window=128))
+    assert len(cells) > 5
+    assert len(read) > 4
+    # a tile touches the region with its own 48 px, and shows 8 px more on each side
+    allowed = shapely.buffer(region, 48 + 8, join_style="mitre")
+    assert shapely.covers(allowed, read).all()
+    area = sum(shapely.area(tile) for tile in read)
+    assert area < 0.35 * 640 * 640
 
 
 def test_cells_lie_in_the_region_and_are_measured(slide_path: Path) -> None:

@@ -1,0 +1,408 @@
+"""The loops over pixels that turn class probabilities into nuclei; see :mod:`pyhisto.nuclei.labelling`."""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pyhisto.loops.compiled import compiled
+
+__all__ = [
+    "block_sums",
+    "blur",
+    "core_means",
+    "disks",
+    "find_peaks",
+    "least_around",
+    "opened",
+    "quantised",
+    "separate",
+    "stained_part",
+    "votes",
+    "whole_parts",
+]
+
+FloatImage: TypeAlias = npt.NDArray[np.float32]
+Labels: TypeAlias = npt.NDArray[np.int32]
+Table: TypeAlias = npt.NDArray[np.float64]
+
+_GROUND, _PART, _CORE, _AROUND, _WALL = 0, 1, 2, 3, 4
+"""Pixels of the window of one label: other, of the label, of a part with core, connected to the outside, its rim."""
+
+
+@compiled
+def separate(rgb: npt.NDArray[np.uint8], tables: Table) -> FloatImage:
+    """Return sums of a value for red, green and blue, float32 (k, H, W), by tables float64 (k, 3, 256)."""
+    height, width = rgb.shape[:2]
+    out = np.empty((len(tables), height, width), dtype=np.float32)
+    for k in range(len(tables)):
+        table = tables[k]
+        for y in range(height):
+            for x in range(width):
+                out[k, y, x] = table[0, rgb[y, x, 0]] + table[1, rgb[y, x, 1]] + table[2, rgb[y, x, 2]]
+    return out
+
+
+@compiled
+def blur(image: FloatImage, weights: FloatImage) -> FloatImage:
+    """Filter with a symmetric kernel, float32 (r + 1,) from its centre outwards, along both axes; edges mirrored."""
+    height, width = image.shape
+    reach = len(weights) - 1
+    out = np.empty((height, width), dtype=np.float32)
+    line = np.empty(width + 2 * reach, dtype=np.float32)
+    for y in range(height):
+        column, mine = line[reach : reach + width], image[y]
+        for x in range(width):
+            column[x] = weights[0] * mine[x]
+        for k in range(1, reach + 1):
+            above, below = image[_mirrored(y - k, height)], image[_mirrored(y + k, height)]
+            for x in range(width):
+                column[x] += weights[k] * (above[x] + below[x])
+        for i in range(reach):
+            line[reach - 1 - i] = column[_mirrored(-1 - i, width)]
+            line[reach + width + i] = column[_mirrored(width + i, width)]
+        row = out[y]
+        for x in range(width):
+            row[x] = weights[0] * column[x]
+        for k in range(1, reach + 1):
+            left, right = line[reach - k : reach - k + width], line[reach + k : reach + k + width]
+            for x in range(width):
+                row[x] += weights[k] * (left[x] + right[x])
+    return out
+
+
+@compiled
+def _mirrored(i: int, length: int) -> int:
+    """Return the index that a place beyond the edge shows: d c b a | a b c d | d c b a."""
+    i %= 2 * length
+    return i if i < length else 2 * length - 1 - i
+
+
+@compiled
+def find_peaks(image: FloatImage, distance: int, threshold: float) -> npt.NDArray[np.int64]:
+    """Return (row, column) of the pixels above a threshold that nothing within `distance` (rows, columns) exceeds.
+
+    int64 (n, 2) in raster order. Of equals nearer to each other than `distance` the first one is taken.
+    """
+    height, width = image.shape
+    found = np.empty((height * width // 4 + 4, 2), dtype=np.int64)
+    n = 0
+    for y in range(height):
+        for x in range(width):
+            value = image[y, x]
+            if value > threshold and _is_highest(image, y, x, distance) and n < len(found):
+                lone = True
+                back = n - 1
+                while lone and back >= 0 and y - found[back, 0] < distance:
+                    lone = abs(found[back, 1] - x) >= distance
+                    back -= 1
+                if lone:
+                    found[n, 0], found[n, 1] = y, x
+                    n += 1
+    return found[:n].copy()
+
+
+@compiled
+def _is_highest(image: FloatImage, y: int, x: int, distance: int) -> bool:
+    height, width = image.shape
+    value = image[y, x]
+    for reach in (1, distance):  # most pixels fail at a neighbour
+        for row in range(max(0, y - reach), min(height, y + reach + 1)):
+            for column in range(max(0, x - reach), min(width, x + reach + 1)):
+                if image[row, column] > value:
+                    return False
+    return True
+
+
+@compiled
+def disks(shape: tuple[int, int], peaks: npt.NDArray[np.int64], radius: float) -> npt.NDArray[np.bool_]:
+    """Return which pixels are no farther than `radius` px from a peak, bool (H, W)."""
+    height, width = shape
+    out = np.zeros((height, width), dtype=np.bool_)
+    reach = math.floor(radius)
+    half = np.zeros(reach + 1, dtype=np.int64)
+    for dy in range(reach + 1):
+        half[dy] = int(math.sqrt(radius * radius - dy * dy) + 1e-9)
+    for i in range(len(peaks)):
+        y, x = peaks[i]
+        for row in range(max(0, y - reach), min(height, y + reach + 1)):
+            along = half[abs(row - y)]
+            for column in range(max(0, x - along), min(width, x + along + 1)):
+                out[row, column] = True
+    return out
+
+
+@compiled
+def least_around(shape: tuple[int, int], peaks: npt.NDArray[np.int64], radius: float, values: Table) -> FloatImage:
+    """Return the least value of the peaks within `radius` px, float32 (H, W); infinity where there is none."""
+    height, width = shape
+    out = np.full((height, width), np.float32(math.inf))
+    reach = math.floor(radius)
+    for i in range(len(peaks)):
+        y, x = peaks[i]
+        value = np.float32(values[i])
+        for row in range(max(0, y - reach), min(height, y + reach + 1)):
+            along = int(math.sqrt(radius * radius - (row - y) ** 2) + 1e-9)
+            line = out[row, max(0, x - along) : max(0, min(width, x + along + 1))]
+            for column in range(len(line)):
+                line[column] = value if value < line[column] else line[column]
+    return out
+
+
+@compiled
+def quantised(image: FloatImage, where: npt.NDArray[np.bool_], levels: int) -> Labels:
+    """Return levels 0 (image is 1 or more) to `levels` - 1 (0 or less), -1 outside `where` and on a border around all.
+
+    int32 (H + 2, W + 2).
+    """
+    height, width = image.shape
+    out = np.full((height + 2, width + 2), -1, dtype=np.int32)
+    for y in range(height):
+        row, values, here = out[y + 1, 1:-1], image[y], where[y]
+        for x in range(width):
+            level = int((np.float32(1) - values[x]) * np.float32(levels - 1))
+            row[x] = min(max(level, 0), levels - 1) if here[x] else -1
+    return out
+
+
+@compiled
+def block_sums(image: FloatImage, near: npt.NDArray[np.bool_], side: int, top: int, left: int) -> FloatImage:
+    """Return sum and number of the pixels that are not `near` in blocks of `side` px, float32 (2, rows, columns).
+
+    The first block begins `top` rows above and `left` columns left of the image.
+    """
+    height, width = image.shape
+    rows, columns = (height + top + side - 1) // side, (width + left + side - 1) // side
+    out = np.zeros((2, rows, columns), dtype=np.float32)
+    for y in range(height):
+        row = (y + top) // side
+        for x in range(width):
+            if not near[y, x]:
+                column = (x + left) // side
+                out[0, row, column] += image[y, x]
+                out[1, row, column] += 1
+    return out
+
+
+@compiled
+def core_means(darkness: FloatImage, ground: FloatImage, core: Labels, n: int, side: int, top: int, left: int) -> Table:
+    """Return the mean darkness and the mean ground of each core, float64 (n, 2); NaN for an empty core.
+
+    The ground is sampled between the centres of its blocks, of which the first begins `top` rows above and `left`
+    columns left of the images.
+    """
+    height, width = core.shape
+    rows, columns = ground.shape
+    sums, count = np.zeros((n, 2)), np.zeros(n)
+    for y in range(height):
+        for x in range(width):
+            label = core[y, x]
+            if label <= 0:
+                continue
+            v = min(max((y + top + 0.5) / side - 0.5, 0.0), rows - 1.0)
+            u = min(max((x + left + 0.5) / side - 0.5, 0.0), columns - 1.0)
+            r, c = min(math.floor(v), max(rows - 2, 0)), min(math.floor(u), max(columns - 2, 0))
+            below, right = min(r + 1, rows - 1), min(c + 1, columns - 1)
+            fv, fu = v - r, u - c
+            upper = ground[r, c] * (1 - fu) + ground[r, right] * fu
+            lower = ground[below, c] * (1 - fu) + ground[below, right] * fu
+            sums[label - 1, 0] += darkness[y, x]
+            sums[label - 1, 1] += upper * (1 - fv) + lower * fv
+            count[label - 1] += 1
+    for i in range(n):
+        sums[i, 0] /= count[i]
+        sums[i, 1] /= count[i]
+    return sums
+
+
+@compiled
+def stained_part(territory: Labels, core: Labels, darkness: FloatImage, level: Table) -> Labels:
+    """Return the pixels of each territory (labels above 0) in its core or darker than its level, int32 (H, W)."""
+    height, width = core.shape
+    out = np.zeros((height, width), dtype=np.int32)
+    for y in range(height):
+        for x in range(width):
+            label = territory[y, x]
+            if label > 0 and (core[y, x] > 0 or darkness[y, x] > level[label - 1]):
+                out[y, x] = label
+    return out
+
+
+@compiled
+def opened(labels: Labels, core: Labels) -> Labels:
+    """Open each label for itself with a 3 x 3 cross; cores stay. The image's edge does not erode."""
+    height, width = labels.shape
+    inner = np.zeros((height + 2, width + 2), dtype=np.bool_)
+    for y in range(height):
+        own, here = labels[y], inner[y + 1, 1:-1]
+        up, down = labels[max(y - 1, 0)], labels[min(y + 1, height - 1)]
+        for x in range(width):
+            here[x] = (own[x] != 0) & (up[x] == own[x]) & (down[x] == own[x])
+        for x in range(1, width):
+            here[x] &= own[x - 1] == own[x]
+        for x in range(width - 1):
+            here[x] &= own[x + 1] == own[x]
+    out = np.empty((height, width), dtype=np.int32)
+    for y in range(height):
+        own, middle, mine = labels[y], core[y], out[y]
+        up, down, here = inner[y, 1:-1], inner[y + 2, 1:-1], inner[y + 1, 1:-1]
+        left, right = inner[y + 1, :-2], inner[y + 1, 2:]
+        for x in range(width):
+            stays = (middle[x] > 0) | here[x] | up[x] | down[x] | left[x] | right[x]
+            mine[x] = own[x] if stays else 0
+    return out
+
+
+@compiled
+def whole_parts(labels: Labels, core: Labels, n: int) -> Labels:
+    """Keep of each label the 4-connected parts that hold some of its core, and fill their holes."""
+    out = np.zeros_like(labels)
+    boxes, plain = _boxes(labels, n)
+    window = np.empty(0, dtype=np.uint8)
+    for label in range(1, n + 1):
+        top, left, bottom, right = boxes[label]
+        if bottom < top:
+            continue
+        if plain[label] and _has_core(core, boxes[label], label):
+            _copy(out, labels, boxes[label], label)
+            continue
+        wide = right - left + 5
+        size = wide * (bottom - top + 5)
+        if len(window) < size:
+            window, stack = np.empty(2 * size, dtype=np.uint8), np.empty(2 * size, dtype=np.int64)
+        _draw(window, labels, core, boxes[label], label)
+        _connect(window, stack, wide, size, _PART, _CORE)
+        window[wide + 1] = _AROUND
+        _connect(window, stack, wide, size, _GROUND, _AROUND)
+        for y in range(top, bottom + 1):
+            for x in range(left, right + 1):
+                if window[(y - top + 2) * wide + x - left + 2] != _AROUND and out[y, x] == 0:
+                    out[y, x] = label
+    return out
+
+
+@compiled
+def _boxes(labels: Labels, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return the boxes of labels 1 to n, and which of them are connected and without holes at first sight.
+
+    int64 (n + 1, 4): top, left, bottom and right; bottom above top where there is none. bool (n + 1,): a label has one
+    run of pixels in each row, beside the one above.
+    """
+    box = np.empty((n + 1, 4), dtype=np.int64)
+    for label in range(n + 1):
+        box[label, 0], box[label, 1], box[label, 2], box[label, 3] = labels.shape[0], labels.shape[1], -1, -1
+    plain, last = np.ones(n + 1, dtype=np.bool_), np.zeros((n + 1, 2), dtype=np.int64)
+    for y in range(labels.shape[0]):
+        row = labels[y]
+        x = 0
+        while x < len(row):
+            label, begin = row[x], x
+            x += 1
+            if label == 0:
+                continue
+            while x < len(row) and row[x] == label:
+                x += 1
+            mine, above = box[label], last[label]
+            if mine[2] < 0:
+                mine[0] = y
+            elif mine[2] != y - 1 or above[0] >= x or above[1] <= begin:
+                plain[label] = False
+            mine[1], mine[2], mine[3] = min(mine[1], begin), y, max(mine[3], x - 1)
+            above[0], above[1] = begin, x
+    return box, plain
+
+
+@compiled
+def _has_core(core: Labels, box: npt.NDArray[np.int64], label: int) -> bool:
+    for y in range(box[0], box[2] + 1):
+        for x in range(box[1], box[3] + 1):
+            if core[y, x] == label:
+                return True
+    return False
+
+
+@compiled
+def _copy(out: Labels, labels: Labels, box: npt.NDArray[np.int64], label: int) -> None:
+    for y in range(box[0], box[2] + 1):
+        for x in range(box[1], box[3] + 1):
+            if labels[y, x] == label and out[y, x] == 0:
+                out[y, x] = label
+
+
+@compiled
+def _draw(window: npt.NDArray[np.uint8], labels: Labels, core: Labels, box: npt.NDArray[np.int64], label: int) -> None:
+    """Draw one label into a window with a ring of ground and a ring of wall around its box."""
+    top, left, bottom, right = box
+    wide = right - left + 5
+    tall = bottom - top + 5
+    for row in range(tall):
+        for column in range(wide):
+            rim = row == 0 or row == tall - 1 or column == 0 or column == wide - 1
+            window[row * wide + column] = _WALL if rim else _GROUND
+    for y in range(top, bottom + 1):
+        at = (y - top + 2) * wide - left + 2
+        for x in range(left, right + 1):
+            if labels[y, x] == label:
+                window[at + x] = _CORE if core[y, x] == label else _PART
+
+
+@compiled
+def _connect(
+    window: npt.NDArray[np.uint8], stack: npt.NDArray[np.int64], wide: int, size: int, old: int, new: int
+) -> None:
+    """Make `new` of the `old` pixels that are 4-connected to new ones; what is connected to nothing becomes ground."""
+    depth = 0
+    for p in range(size):
+        if window[p] == new:
+            stack[depth] = p
+            depth += 1
+    while depth > 0:
+        depth -= 1
+        p = stack[depth]
+        for q in (p - wide, p - 1, p + 1, p + wide):
+            if window[q] == old:
+                window[q] = new
+                stack[depth] = q
+                depth += 1
+    if old == _PART:
+        for p in range(size):
+            if window[p] == old:
+                window[p] = _GROUND
+
+
+@compiled
+def _run_sum(probability: FloatImage, k: int, y: int, begin: int, end: int) -> float:
+    """Return the sum of nucleus and membrane of a class over pixels of a row."""
+    nucleus, membrane = probability[1 + 2 * k, y], probability[2 + 2 * k, y]
+    total = 0.0
+    for x in range(begin, end):
+        total += nucleus[x] + membrane[x]
+    return total
+
+
+@compiled
+def votes(probability: FloatImage, labels: Labels, n: int) -> Table:
+    """Return the share of each class in each nucleus, float64 (n, classes), by its summed probabilities."""
+    classes = len(probability) // 2
+    out = np.zeros((n, classes))
+    for y in range(labels.shape[0]):
+        row = labels[y]
+        x = 0
+        while x < len(row):
+            label, begin = row[x], x
+            x += 1
+            while x < len(row) and row[x] == label:
+                x += 1
+            if label != 0:
+                for k in range(classes):
+                    out[label - 1, k] += _run_sum(probability, k, y, begin, x)
+    for i in range(n):
+        total = out[i].sum()
+        if total > 0:
+            out[i] /= total
+        else:
+            out[i] = 1 / classes
+    return out

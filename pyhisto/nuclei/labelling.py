@@ -1,0 +1,179 @@
+"""From class probabilities to labelled nuclei, in one image or in one window of a slide."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pyhisto.loops import nuclei as loops
+from pyhisto.loops.regions import claim, ways_down
+
+__all__ = ["find_peaks", "influence_px", "label_nuclei", "label_peaks", "nucleus_probability"]
+
+FloatImage: TypeAlias = npt.NDArray[np.float32]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+
+_BLUR_REACH = 4.0
+"""Where blurs are cut off, in standard deviations."""
+
+_EDGE_SIGMA_PX = 0.7
+_GROUND_SIGMA_PX = 16.0
+_GROUND_REACH = 3.0
+_GROUND_BLOCK_PX = 4
+"""The ground around a nucleus is averaged over blocks of so many pixels before it is blurred."""
+
+_LEAST_CONTRAST = 1e-4
+"""What counts as no difference between two optical densities."""
+
+_LEVELS = 1 << 16
+"""Steps of the nucleus probability in which basins are flooded."""
+
+
+def label_nuclei(
+    probability: FloatImage,
+    darkness: FloatImage,
+    pixel_size_um: float,
+    postprocessing: Any,
+    mask: Mask | None = None,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+    """Turn class probabilities into labelled nuclei.
+
+    The nuclei classes give the positions: peaks of their blurred sum. The territory of a nucleus is its watershed basin
+    (Meyer 1991) within ``reach_um``, and its outline runs where the stain falls half-way from its core to the ground
+    around it, because points teach a network where nuclei are, but not how large. Its class is the one with the
+    greatest sum of probabilities, nucleus and membrane, over its pixels.
+
+    Parameters
+    ----------
+    probability
+        float32, shape (1 + 2k, H, W): background, then nucleus and membrane of each of the k cell classes.
+    darkness
+        Sum of the optical densities, float32 (H, W).
+    pixel_size_um
+        µm/px of both.
+    postprocessing
+        Mapping with ``threshold`` (least blurred nucleus probability of a peak), ``sigma_um`` (blur),
+        ``min_distance_um`` (between peaks), ``reach_um`` (radius of the largest nucleus), ``core_um`` (radius that
+        always belongs to the nucleus).
+    mask
+        bool (H, W); a nucleus counts if its peak lies inside.
+
+    Returns
+    -------
+    labels : numpy.ndarray
+        int32 (H, W); 0 is background, nuclei are 1 to n, each without holes.
+    votes : numpy.ndarray
+        float64 (n, k), the share of each class in a nucleus; rows sum to 1.
+    """
+    nucleus = nucleus_probability(probability, pixel_size_um, postprocessing)
+    peaks = find_peaks(nucleus, pixel_size_um, postprocessing, mask)
+    labels = label_peaks(nucleus, peaks, darkness, pixel_size_um, postprocessing)
+    return labels, loops.votes(probability, labels, len(peaks))
+
+
+def nucleus_probability(probability: FloatImage, pixel_size_um: float, postprocessing: Any) -> FloatImage:
+    """Return the blurred sum of the nucleus classes, float32 (H, W), whose peaks are compared with the threshold."""
+    nuclei = probability[1::2]
+    total = nuclei[0] if len(nuclei) == 1 else nuclei.sum(axis=0)
+    return _blurred(np.ascontiguousarray(total), postprocessing["sigma_um"] / pixel_size_um)
+
+
+def find_peaks(
+    nucleus: FloatImage, pixel_size_um: float, postprocessing: Any, mask: Mask | None = None
+) -> npt.NDArray[np.int64]:
+    """Return (row, column) of the nuclei in an image of :func:`nucleus_probability`, int64 (n, 2), in raster order."""
+    distance = max(1, round(postprocessing["min_distance_um"] / pixel_size_um))
+    if nucleus.size == 0 or nucleus.min() == nucleus.max():
+        return np.zeros((0, 2), dtype=np.int64)
+    peaks = loops.find_peaks(nucleus, distance, float(np.float32(postprocessing["threshold"])))
+    return peaks if mask is None else peaks[mask[peaks[:, 0], peaks[:, 1]]]
+
+
+def label_peaks(
+    nucleus: FloatImage,
+    peaks: npt.NDArray[np.int64],
+    darkness: FloatImage,
+    pixel_size_um: float,
+    postprocessing: Any,
+    *,
+    corner: tuple[int, int] = (0, 0),
+    part: tuple[slice, slice] = (slice(None), slice(None)),
+) -> npt.NDArray[np.int32]:
+    """Give each peak its nucleus; see :func:`label_nuclei`.
+
+    Parameters
+    ----------
+    nucleus, peaks
+        As :func:`nucleus_probability` and :func:`find_peaks` return them.
+    darkness, pixel_size_um, postprocessing
+        As in :func:`label_nuclei`.
+    corner
+        (row, column) of the image in the frame of the slide, px: what is averaged over blocks keeps to that frame.
+    part
+        Rows and columns of the image that are labelled; the peaks of the rest only say what is no ground.
+
+    Returns
+    -------
+    numpy.ndarray
+        int32, shape of `part`; peak i has the label i + 1.
+    """
+    shape, n = nucleus.shape, len(peaks)
+    reach, core_radius = (postprocessing[name] / pixel_size_um for name in ("reach_um", "core_um"))
+    within = loops.disks(shape, peaks, reach)
+    smooth = _blurred(darkness, _EDGE_SIGMA_PX)
+    ground = _ground(smooth, within, corner)
+    (top, bottom, _), (left, right, _) = (along.indices(length) for along, length in zip(part, shape, strict=True))
+    smooth = np.ascontiguousarray(smooth[part])
+    inside = (peaks >= (top, left)).all(axis=1) & (peaks < (bottom, right)).all(axis=1)
+    local = peaks[inside] - (top, left)
+    numbers = np.flatnonzero(inside) + 1
+    low = loops.quantised(nucleus[part], within[part], _LEVELS)
+    way = ways_down(low)
+    labelled = np.zeros(low.shape, dtype=np.int32)
+    territory = labelled[1:-1, 1:-1]
+    territory[local[:, 0], local[:, 1]] = numbers
+    wanted = np.zeros(low.shape, dtype=bool)
+    wanted[1:-1, 1:-1] = loops.disks(smooth.shape, local, core_radius)
+    claim(low, way, labelled, wanted, _LEVELS)
+    core = territory * wanted[1:-1, 1:-1]
+    offset = (corner[0] % _GROUND_BLOCK_PX + top, corner[1] % _GROUND_BLOCK_PX + left)
+    edge = loops.core_means(smooth, ground, core, n, _GROUND_BLOCK_PX, *offset).mean(axis=1) + _LEAST_CONTRAST
+    # a pixel can only be of a nucleus if it is darker than the edge of one within reach
+    wanted[1:-1, 1:-1] = smooth > np.nanmin(edge, initial=np.inf)
+    claim(low, way, labelled, wanted, _LEVELS)
+    labels = loops.opened(loops.stained_part(territory, core, smooth, edge), core)
+    return loops.whole_parts(labels, core, n)
+
+
+def _ground(smooth: FloatImage, within: Mask, corner: tuple[int, int]) -> FloatImage:
+    """Return the blurred darkness of what is near no nucleus, float32, a value a block; 0 far from all of that."""
+    side = _GROUND_BLOCK_PX
+    sums = loops.block_sums(smooth, within, side, corner[0] % side, corner[1] % side)
+    weights = _gaussian(_GROUND_SIGMA_PX / side, _GROUND_REACH)
+    total, count = loops.blur(sums[0], weights), loops.blur(sums[1], weights)
+    return np.asarray(total / np.maximum(count, np.float32(1e-3 * side**2)))
+
+
+def influence_px(pixel_size_um: float, postprocessing: Any) -> int:
+    """Return how far from the peak of a nucleus anything can change its outline, px."""
+    reach, core, distance = (
+        math.ceil(postprocessing[name] / pixel_size_um) for name in ("reach_um", "core_um", "min_distance_um")
+    )
+    ground = math.ceil(_GROUND_REACH * _GROUND_SIGMA_PX) + 2 * _GROUND_BLOCK_PX
+    blurs = math.ceil(_BLUR_REACH * (postprocessing["sigma_um"] / pixel_size_um + _EDGE_SIGMA_PX))
+    return int(core + ground + reach + distance + blurs)
+
+
+def _blurred(image: FloatImage, sigma_px: float) -> FloatImage:
+    return loops.blur(image, _gaussian(sigma_px, _BLUR_REACH))
+
+
+def _gaussian(sigma_px: float, reach: float) -> FloatImage:
+    """Return a Gaussian kernel from its centre outwards, float32 (r + 1,); both halves sum to 1."""
+    if sigma_px <= 0:
+        return np.ones(1, dtype=np.float32)
+    half = np.exp(-0.5 * (np.arange(int(reach * sigma_px + 0.5) + 1) / sigma_px) ** 2)
+    return np.asarray(half / (2 * half.sum() - half[0]), dtype=np.float32)

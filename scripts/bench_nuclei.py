@@ -1,0 +1,124 @@
+"""How long the post-processing of many nuclei takes: peaks, classes, outlines, seams, measurements, objects.
+
+Probabilities and colours are those of a made-up tissue that repeats itself; they are laid out window by window, so that
+the slide may be of any size. What is measured is CPU time, without the making of the windows.
+
+    python scripts/bench_nuclei.py --nuclei 1000000 --density 5000
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import resource
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import scipy.ndimage as ndi
+
+from pyhisto.inference import Frame, PredictedWindow
+from pyhisto.nuclei.network import CellFinder
+from pyhisto.stain import H_DAB
+
+MPP = 0.5
+PERIOD_PX = 1024
+"""Side of the pattern that repeats itself."""
+
+POSTPROCESSING = {"threshold": 0.35, "sigma_um": 1.0, "min_distance_um": 3.0, "reach_um": 7.0, "core_um": 1.5}
+EXPANSION_UM = 5.0
+CLASSES = ("Tumor: Positive", "Tumor: Negative")
+REACH_PX = 16
+
+
+def pattern(density: float, seed: int = 0) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], int]:
+    """Return colours (H, W, 3), probabilities (5, H, W) and the number of nuclei of a piece that fits to itself.
+
+    Ellipses of 4 to 9 µm on a jittered grid, of which three in ten are brown; `density` is in nuclei per mm².
+    """
+    rng = np.random.default_rng(seed)
+    along = round(math.sqrt(density) * PERIOD_PX * MPP / 1000)
+    step = PERIOD_PX / along
+    grid = np.stack(np.meshgrid(np.arange(along), np.arange(along)), axis=-1).reshape(-1, 2)
+    centres = (grid + 0.5 + rng.uniform(-0.3, 0.3, grid.shape)) * step
+    rows, columns = np.mgrid[-REACH_PX : REACH_PX + 1, -REACH_PX : REACH_PX + 1]
+    stain = np.full((2, PERIOD_PX, PERIOD_PX), 0.05)
+    probability = np.zeros((5, PERIOD_PX, PERIOD_PX), dtype=np.float32)
+    for x, y in centres:
+        dx, dy = columns - x % 1, rows - y % 1
+        where = np.ix_(*((np.arange(-REACH_PX, REACH_PX + 1) + int(c)) % PERIOD_PX for c in (y, x)))
+        long, short, turn = rng.uniform(5.5, 9), rng.uniform(0.6, 1), rng.uniform(0, math.pi)
+        across = (dx * math.cos(turn) + dy * math.sin(turn), dy * math.cos(turn) - dx * math.sin(turn))
+        nucleus = 1 / (1 + np.exp(8 * (np.hypot(across[0] / long, across[1] / (long * short)) - 1)))
+        brown = rng.random() < 0.3
+        for channel, strength in ((0, 0.45), (1, 0.7 if brown else 0.0)):
+            stain[channel][where] = np.maximum(stain[channel][where], strength * nucleus)
+        distance = np.hypot(dx, dy)
+        for channel, radius, height in ((1, 5, 0.9), (2, 9, 0.8)):
+            seen = (height / (1 + np.exp(1.5 * (distance - radius)))).astype(np.float32)
+            own = probability[channel + (0 if brown else 2)]
+            own[where] = np.maximum(own[where], seen)
+    probability /= np.maximum(probability.sum(axis=0), 1)
+    probability[0] = 1 - probability[1:].sum(axis=0)
+    stain += ndi.gaussian_filter(rng.normal(0, 0.25, stain.shape), (0, 1.2, 1.2), mode="wrap")
+    density_of_light = np.tensordot(np.array(H_DAB.vectors[:2]).T, stain.clip(0), axes=1)
+    rgb = np.array(H_DAB.background)[:, None, None] * 10**-density_of_light
+    return np.moveaxis(rgb.clip(0, 255).round().astype(np.uint8), 0, -1), probability, len(centres)
+
+
+def windows(
+    rgb: npt.NDArray[np.uint8], probability: npt.NDArray[np.float32], columns: int, rows: int, side: int, margin: int
+) -> Iterator[PredictedWindow]:
+    """Yield the windows of a slide of `columns` x `rows` windows of `side` px, as the streaming inference does."""
+    frame = Frame(0.0, 0.0, columns * side, rows * side, (1.0, 1.0), MPP)
+    for number in range(columns * rows):
+        y0, x0 = (number // columns) * side, (number % columns) * side
+        read = (
+            max(0, x0 - margin),
+            max(0, y0 - margin),
+            min(frame.width, x0 + side + margin),
+            min(frame.height, y0 + side + margin),
+        )
+        over = np.arange(read[1], read[3]) % PERIOD_PX
+        along = np.arange(read[0], read[2]) % PERIOD_PX
+        seen = rgb[over[:, None], along]
+        chance = np.stack([channel[over[:, None], along] for channel in probability])
+        wanted = np.ones(seen.shape[:2], dtype=bool)
+        yield PredictedWindow(number, frame, read, (x0, y0, x0 + side, y0 + side), seen, chance, wanted)
+
+
+def main() -> None:
+    """Run the benchmark and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nuclei", type=int, default=1_000_000)
+    parser.add_argument("--density", type=float, default=5000, help="nuclei per mm² of tissue")
+    parser.add_argument("--window", type=int, default=1024, help="side of a window's own part, px")
+    arguments = parser.parse_args()
+    rgb, probability, each = pattern(arguments.density)
+    needed = math.sqrt(arguments.nuclei / each) * PERIOD_PX / arguments.window
+    columns = max(1, round(needed))
+    rows = max(1, math.ceil(needed * needed / columns))
+    finder = CellFinder(H_DAB, MPP, POSTPROCESSING, EXPANSION_UM / MPP)
+    warm = CellFinder(H_DAB, MPP, POSTPROCESSING, EXPANSION_UM / MPP)
+    warm.add(next(windows(rgb, probability, 1, 1, 512, 0)))  # compiles, or loads what was compiled
+    warm.objects(CLASSES)
+    spent = 0.0
+    for window in windows(rgb, probability, columns, rows, arguments.window, finder.margin):
+        begin = time.process_time()
+        finder.add(window)
+        spent += time.process_time() - begin
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    begin = time.process_time()
+    objects = finder.objects(CLASSES)
+    table = time.process_time() - begin
+    n = len(objects)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{n} cells on {columns * arguments.window} x {rows * arguments.window} px at {MPP} µm/px")
+    print(f"{'windows':<12}{spent:8.1f} s  {spent / n * 1e6:6.1f} µs a cell   peak memory {before:6.0f} MB")
+    print(f"{'objects':<12}{table:8.1f} s  {table / n * 1e6:6.1f} µs a cell   peak memory {peak:6.0f} MB")
+    print(f"{'together':<12}{spent + table:8.1f} s  {(spent + table) * 1e6 / n:6.1f} s for 1,000,000 cells")
+
+
+if __name__ == "__main__":
+    main()
