@@ -23,7 +23,7 @@ def test_the_scripts_are_found() -> None:
 
 
 def test_an_unknown_study_is_named_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="unknown study 'her2'; expected one of deepliif, ki67, nucls"):
+    with pytest.raises(ConfigError, match="unknown study 'her2'; expected one of cascade, deepliif, ki67, nucls"):
         study_file("her2")
 
 
