@@ -21,9 +21,14 @@ COMMANDS = {
     "demo": "qupath_ext.cli.demo:demo",
     "doctor": "qupath_ext.cli.doctor:doctor",
     "evaluate": "qupath_ext.cli.evaluate:evaluate",
+    "features": "qupath_ext.cli.features:features",
+    "job": "qupath_ext.cli.job:job",
+    "install-scripts": "qupath_ext.cli.scripts:install_scripts",
     "ki67": "qupath_ext.cli.ki67:ki67",
+    "mil": "qupath_ext.cli.mil:mil",
     "project": "qupath_ext.cli.project:project",
     "runs": "qupath_ext.cli.runs:runs",
+    "serve": "qupath_ext.cli.serve:serve",
     "split": "qupath_ext.cli.split:split",
     "train": "qupath_ext.cli.train:train",
 }
@@ -50,8 +55,8 @@ class Cli(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command; an error that a user can act on becomes one line and exit code 2."""
-        from pyhisto.errors import PyhistoError
+        """Run a command; an error that a user can act on becomes one line and exit code 2, a result without sense 1."""
+        from pyhisto.errors import PyhistoError, SanityError
 
         # OpenMP threads that spin while they wait make a training step six times slower (8.4 s instead of 1.5 s on two
         # cores) as soon as anything else wants a core; sleeping costs nothing measurable when nothing does.
@@ -59,7 +64,7 @@ class Cli(click.Group):
         try:
             return super().invoke(ctx)
         except PyhistoError as error:
-            _fail(str(error))
+            _fail(str(error), 1 if isinstance(error, SanityError) else BAD_INPUT)
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise
@@ -69,9 +74,9 @@ class Cli(click.Group):
             sys.exit(130)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = BAD_INPUT) -> NoReturn:
     click.echo(f"qupath-ext: {message}", err=True)
-    sys.exit(BAD_INPUT)
+    sys.exit(code)
 
 
 def _explain(error: OSError) -> str:

@@ -1,0 +1,1 @@
+"""Slide labels from bags of tile features: tables of labels, folds, training, figures, models on disk."""
