@@ -217,10 +217,18 @@ class Counting(FakeTissue):
         return super().predict(tiles)
 
 
+@pytest.fixture
+def heeded_sigint() -> Iterator[None]:
+    """A background job of a shell is born with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 # an interrupt between the opening of a file and its `with` leaves the closing to the collector
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("lanes", [1, 2])
-def test_ctrl_c_in_the_middle(project: Project, lanes: int) -> None:
+def test_ctrl_c_in_the_middle(project: Project, lanes: int, heeded_sigint: None) -> None:
     probe = Counting(-1, lambda: None)
     list(run(project, probe, dry_run=True))
     each = probe.asked // N_IMAGES

@@ -171,6 +171,7 @@ def figure(said: Sequence[str], what: str) -> float:
     return float(line.split(what)[1].split()[0].strip(",%"))
 
 
+@pytest.mark.slow
 def test_it_sees_what_shows_at_high_magnification_and_keeps_the_outlines(
     slides: list[TrainingImage], tmp_path: Path
 ) -> None:
