@@ -96,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     server: WorkerServer
     timeout = TIMEOUT_S
+    last = False
+    """After this request the worker ends."""
 
     def do_GET(self) -> None:
         self._respond()
@@ -108,7 +110,11 @@ class _Handler(BaseHTTPRequestHandler):
             status, content = self._granted()
         except Refused as refused:
             status, content = refused.status, {"message": str(refused)}
-        self._send(status, content)
+        try:
+            self._send(status, content)
+        finally:
+            if self.last:  # the process ends with the queue, and would take an answer along that was not sent yet
+                self.server.queue.close()
 
     def _check_caller(self) -> None:
         """Let nobody in but programs of this computer that know the token."""
@@ -139,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return 202, queue.describe(ticket.id)
             case "POST", "/shutdown":
                 self._body()
-                queue.close()
+                self.last = True
                 return 202, {"state": "ends"}
             case "GET", _ if job and not job[2]:
                 return 200, queue.describe(job[1], _offset(url.query))

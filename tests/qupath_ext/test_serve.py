@@ -432,9 +432,9 @@ def test_the_end_takes_no_more_jobs_and_cancels_the_others(server, client, proje
     ids = [submit(client, new_job(project, f"job{n}")) for n in range(2)]
     running = server.queue.next(0)
     assert client.request("POST", "/shutdown")["state"] == "ends"
-    assert running.stop.is_set()
-    assert client.request("GET", f"/jobs/{ids[1]}")["state"] == "cancelled"
+    assert running.stop.wait(10)  # the answer comes before the end
     assert server.queue.next(10) is None
+    assert client.request("GET", f"/jobs/{ids[1]}")["state"] == "cancelled"
     with pytest.raises(Refused) as refused:
         submit(client, new_job(project, "late"))
     assert refused.value.status == 503
@@ -470,3 +470,18 @@ def test_memory_for_logs_and_old_answers_is_bounded():
     lines, offset = ticket.lines(0)
     assert (len(lines), lines[0], offset) == (MOST_LINES, "line 0", MOST_LINES + 1)
     assert ticket.lines(MOST_LINES)[0] == [f"line {MOST_LINES - 1}"]
+
+
+def test_who_ends_the_worker_is_told_before_it_ends(server, client, monkeypatch):
+    told, closed = threading.Event(), threading.Event()
+    in_time: list[bool] = []
+
+    def close():
+        in_time.append(told.wait(5))
+        closed.set()
+
+    monkeypatch.setattr(server.queue, "close", close)
+    assert client.request("POST", "/shutdown")["state"] == "ends"
+    told.set()
+    assert closed.wait(10)
+    assert in_time == [True]
