@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from pyhisto.bundle.spec import ModelSpec
 from pyhisto.errors import ConfigError, PyhistoError
 from pyhisto.objects import make_objects
-from pyhisto.spec import ModelSpec
 
 if TYPE_CHECKING:
     from pyhisto.inference.stream import PredictedWindow

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from pyhisto.bundle.spec import ModelSpec
 from pyhisto.nuclei.adapt import Adaptation
-from pyhisto.spec import ModelSpec
 from pyhisto.stain import H_DAB, H_E, StainVectors, optical_density
 
 if TYPE_CHECKING:

@@ -280,8 +280,8 @@ def _open_reader(path: Path, series: int) -> _Reader:
     """Open with OpenSlide, else with the reader of its kind; say what both found if neither can."""
     import openslide
 
-    from pyhisto.pngjpeg import PngJpegReader, is_png_or_jpeg
-    from pyhisto.tiff import TiffReader
+    from pyhisto.readers.pngjpeg import PngJpegReader, is_png_or_jpeg
+    from pyhisto.readers.tiff import TiffReader
 
     if series != 0:
         return TiffReader(path, series)

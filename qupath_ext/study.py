@@ -137,7 +137,7 @@ class CascadeStudy:
     hidden
         Share of the second stage's patches whose heat is hidden.
     propose, proposal_threshold, proposal_margin_um
-        As in :class:`pyhisto.spec.CascadeSpec`.
+        As in :class:`pyhisto.bundle.spec.CascadeSpec`.
     training
         How the first stage is trained; ``[training]`` says how the second one is.
     """

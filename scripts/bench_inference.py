@@ -35,7 +35,7 @@ import tifffile
 import torch
 from monai.inferers import SlidingWindowInferer
 
-from pyhisto.bundle import ModelClass, ModelSpec, load_bundle, save_bundle
+from pyhisto.bundle.files import ModelClass, ModelSpec, load_bundle, save_bundle
 from pyhisto.inference import InferenceSettings, predict_tissue
 from pyhisto.models import build_model
 from pyhisto.slide import Slide

@@ -27,7 +27,7 @@ GRADIENT_WIDTH, GRADIENT_HEIGHT = 128, 96
 def torch_engine() -> Iterator[None]:
     """Compile no network by OpenVINO, if that is installed, but where a test asks for it: each takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyhisto.bundle.has_openvino", lambda: False)
+        patch.setattr("pyhisto.bundle.files.has_openvino", lambda: False)
         yield
 
 

@@ -162,7 +162,7 @@ class Encoder:
         str
             Empty, or why it goes on as before: OpenVINO fails, or gives other features for two tiles of noise.
         """
-        from pyhisto.engine import fold_batch_norms, make_engine
+        from pyhisto.bundle.engine import fold_batch_norms, make_engine
 
         shape = (2, self.spec.tile_size, self.spec.tile_size, 3)
         tiles = np.random.default_rng(RANDOM_SEED).integers(0, 256, shape, dtype=np.uint8)
@@ -198,7 +198,7 @@ class Encoder:
         BundleError
             If the memory is too small for one tile, or features are no finite numbers.
         """
-        from pyhisto.engine import out_of_memory
+        from pyhisto.bundle.engine import out_of_memory
 
         try:
             out = self._encode(tiles)
@@ -299,8 +299,8 @@ def _reader(source: str, options: EncoderOptions) -> Callable[[str, EncoderOptio
 def _named(source: str, options: EncoderOptions) -> _Loaded:
     import torch
 
+    from pyhisto.bundle.foreign.networks import file_sha256
     from pyhisto.features import networks
-    from pyhisto.foreign.networks import file_sha256
     from pyhisto.models.encoders import load_encoder_weights
 
     with torch.random.fork_rng(devices=[]):
@@ -332,7 +332,7 @@ def _timm(source: str, options: EncoderOptions) -> _Loaded:
         ) from error
     import torch
 
-    from pyhisto.foreign.networks import file_sha256, load_weights
+    from pyhisto.bundle.foreign.networks import file_sha256, load_weights
 
     name, weights = source.removeprefix(TIMM_PREFIX), str(options.weights)
     try:
@@ -360,7 +360,7 @@ def _timm(source: str, options: EncoderOptions) -> _Loaded:
 def _of_bundle(source: str, options: EncoderOptions) -> _Loaded:
     """Load the encoder of a bundle; in float32 by torch, so that every machine gives the same features."""
     del options
-    from pyhisto.bundle import load_bundle
+    from pyhisto.bundle.files import load_bundle
     from pyhisto.features.networks import bundle_encoder
 
     bundle = load_bundle(source, precision="float32", engine="torch")
@@ -375,8 +375,8 @@ def _of_bundle(source: str, options: EncoderOptions) -> _Loaded:
 
 def _torchscript(source: str, options: EncoderOptions) -> _Loaded:
     del options
-    from pyhisto.foreign.literals import read_json
-    from pyhisto.foreign.networks import file_sha256, load_torchscript
+    from pyhisto.bundle.foreign.literals import read_json
+    from pyhisto.bundle.foreign.networks import file_sha256, load_torchscript
 
     path = Path(source)
     beside = path.with_suffix(".json")

@@ -13,7 +13,7 @@ from pyhisto.errors import BundleError
 from pyhisto.models.cascade import PatchClassifier
 
 if TYPE_CHECKING:
-    from pyhisto.loaded import Bundle
+    from pyhisto.bundle.loaded import Bundle
 
 __all__ = ["DenseNet121Features", "PooledStage", "ResNet50Block3", "bundle_encoder"]
 

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from pyhisto.bundle import Bundle
+from pyhisto.bundle.files import Bundle
+from pyhisto.bundle.spec import CascadeSpec
 from pyhisto.errors import ConfigError
 from pyhisto.heatmap import HeatedSlide, Heatmap
 from pyhisto.inference.lens import PLAIN, Lens
@@ -23,7 +24,6 @@ from pyhisto.inference.settings import InferenceSettings
 from pyhisto.inference.stages import mapped_ahead
 from pyhisto.inference.stream import PredictedWindow, Progress, stream_windows
 from pyhisto.slide import Slide
-from pyhisto.spec import CascadeSpec
 from pyhisto.tiling import TileGrid
 
 __all__ = ["detect_heat", "heated", "propose_patches"]

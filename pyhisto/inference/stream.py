@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from pyhisto.bundle import Bundle
+from pyhisto.bundle.files import Bundle
 from pyhisto.inference.blending import TilePlan, blended_windows, predicted_tiles
 from pyhisto.inference.grid import Box, NetworkGrid, network_grids
 from pyhisto.inference.lens import PLAIN, Lens

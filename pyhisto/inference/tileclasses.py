@@ -22,7 +22,7 @@ from pyhisto.slide import Slide
 from pyhisto.tiling import Tile, TileGrid
 
 if TYPE_CHECKING:
-    from pyhisto.foreign.models import TileModel
+    from pyhisto.bundle.foreign.models import TileModel
 
 __all__ = ["predict_tile_classes"]
 

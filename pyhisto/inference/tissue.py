@@ -10,7 +10,7 @@ import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 
-from pyhisto.bundle import Bundle
+from pyhisto.bundle.files import Bundle
 from pyhisto.errors import ConfigError
 from pyhisto.inference.cascade import heated
 from pyhisto.inference.heat import HeatMaps, heat_factor

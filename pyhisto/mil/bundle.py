@@ -27,7 +27,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pyhisto.bundle import SLIDE_KIND, file_sha256, new_folder, write_json
+from pyhisto.bundle.card import common_metadata
+from pyhisto.bundle.files import SLIDE_KIND, file_sha256, new_folder, write_json
 from pyhisto.config import from_mapping
 from pyhisto.device import check_device
 from pyhisto.errors import BundleError, ConfigError
@@ -222,7 +223,7 @@ def save_slide_bundle(
         said: dict[str, Any] = {"instances": instances, **_said(bundle, instances)}
         np.savez_compressed(work / "models" / "golden.npz", **said)
         own = {"model": asdict(spec), "weights_sha256": bundle.sha256, "training": dict(training or {})}
-        write_json(work / "configs" / "metadata.json", _metadata(spec, description) | {"pyhisto": own})
+        write_json(work / "configs" / "metadata.json", common_metadata(spec.kind, description) | {"pyhisto": own})
         write_json(work / "configs" / "inference.json", {"network_def": spec.network()})
         card = _model_card(spec, bundle.sha256, description, training or {})
         (work / "docs" / "README.md").write_text(card, "utf-8")
@@ -300,22 +301,6 @@ def _check_golden(bundle: SlideBundle) -> None:
             f"{bundle.path} says something else of its golden bag than when it was saved",
             remedy="install the versions that its model card names, or train it again",
         )
-
-
-def _metadata(spec: SlideSpec, description: str) -> dict[str, Any]:
-    return {
-        "version": "1.0.0",
-        "changelog": {"1.0.0": "trained"},
-        "monai_version": version("monai"),
-        "pytorch_version": version("torch"),
-        "numpy_version": version("numpy"),
-        "required_packages_version": {"qupath-ext": version("qupath-ext")},
-        "name": spec.kind,
-        "task": spec.kind.replace("_", " "),
-        "description": description,
-        "authors": "see docs/README.md",
-        "copyright": "see docs/README.md",
-    }
 
 
 def _model_card(spec: SlideSpec, sha256: str, description: str, training: Mapping[str, Any]) -> str:

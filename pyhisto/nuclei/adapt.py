@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from pyhisto.bundle.spec import ModelSpec
 from pyhisto.errors import ConfigError
 from pyhisto.inference import Lens
 from pyhisto.normalisation import normalise_macenko
 from pyhisto.nuclei.auto import derive_dab_threshold
 from pyhisto.nuclei.survey import Survey
-from pyhisto.spec import ModelSpec
 from pyhisto.stain import StainReference, angle_between
 
 __all__ = ["Adaptation", "Classify", "Normalisation", "View", "adapt", "dab_means", "with_classes"]

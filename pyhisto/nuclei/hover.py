@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage as ndi
 
+from pyhisto.bundle.foreign.hover import BATCH, hover_instances, predict_branches
 from pyhisto.contours import smooth_contours, trace_labels
 from pyhisto.errors import ConfigError
-from pyhisto.foreign.hover import BATCH, hover_instances, predict_branches
 from pyhisto.inference.lens import PLAIN, Lens
 from pyhisto.inference.settings import InferenceSettings
 from pyhisto.nuclei.segment import Nuclei, stain_channels
@@ -22,7 +22,7 @@ from pyhisto.slide import Slide
 from pyhisto.stain import StainVectors
 
 if TYPE_CHECKING:
-    from pyhisto.foreign.models import HoverModel
+    from pyhisto.bundle.foreign.models import HoverModel
 
 __all__ = ["find_hover_nuclei", "predict_hover_cells"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from pyhisto.bundle import Bundle
+from pyhisto.bundle.files import Bundle
 from pyhisto.contours import (
     Contours,
     concat_contours,

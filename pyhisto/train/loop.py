@@ -19,7 +19,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from pyhisto.bundle import ModelSpec, normalise
+from pyhisto.bundle.files import ModelSpec, normalise
 from pyhisto.device import fast_bfloat16
 from pyhisto.errors import ConfigError, TrainingError
 from pyhisto.losses import build_loss

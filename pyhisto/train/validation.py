@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyhisto.bundle import ModelSpec, class_probabilities, normalise
+from pyhisto.bundle.files import ModelSpec, class_probabilities, normalise
 from pyhisto.dataset import IGNORED
 from pyhisto.errors import TrainingError
 from pyhisto.train.batches import validation_batches

@@ -72,8 +72,8 @@ def annotate(target: Path, model: Path, as_json: bool, **options: Any) -> None:
     probability of each class, in the classes that it was trained for.
     Nothing that a person drew is changed. Close the image in QuPath first, and use File > Reload data afterwards.
     """
+    from pyhisto.bundle.anymodel import load_model
     from pyhisto.device import devices
-    from pyhisto.modelfolder import load_model
     from pyhisto.nuclei.adapt import View
     from qupath_ext.cli.progress import StageProgress
     from qupath_ext.workflows.annotate import Annotated, AnnotateSettings, annotate_images

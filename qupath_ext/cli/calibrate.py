@@ -34,7 +34,7 @@ def calibrate(model: Path, target: Path, output: Path, as_json: bool, **options:
     A few dozen cells in the classes of the model, marked by points or outlines, best all cells inside a few rectangles
     of the class Training, decide about detection threshold, DAB cut and size of nuclei. The project is not changed.
     """
-    from pyhisto.bundle import load_bundle, resave_bundle
+    from pyhisto.bundle.files import load_bundle, resave_bundle
     from pyhisto.errors import BundleError
     from qupath_ext.workflows import calibrate as workflow
 

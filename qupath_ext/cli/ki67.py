@@ -26,7 +26,7 @@ from qupath_ext.errors import ProjectExistsError
 from qupath_ext.project import create_project
 
 if TYPE_CHECKING:
-    from pyhisto.bundle import Bundle
+    from pyhisto.bundle.files import Bundle
     from pyhisto.errors import PyhistoError
     from qupath_ext.project import ImageEntry, Project
     from qupath_ext.workflows.ki67 import ImageResult, Ki67Settings
@@ -159,7 +159,7 @@ def _settings(options: dict[str, Any]) -> Ki67Settings:
 
 def _models(options: dict[str, Any]) -> list[tuple[Bundle | None, Bundle | None]]:
     """Return the models of tumour and cells, once for each device."""
-    from pyhisto.bundle import load_bundle
+    from pyhisto.bundle.files import load_bundle
     from pyhisto.device import devices
 
     def load(path: Path | None, kind: str, device: str) -> Bundle | None:

@@ -57,7 +57,7 @@ def install_scripts(project: Path, tumour: Path | None, cells: Path | None, remo
 def _check_models(models: dict[str, str]) -> None:
     """Say now, not in QuPath, that a folder holds no model."""
     if models:
-        from pyhisto.modelfolder import load_model
+        from pyhisto.bundle.anymodel import load_model
 
         for path in models.values():
             load_model(path)

@@ -105,7 +105,7 @@ def _check(plan: bool, output: Path, options: dict[str, Any]) -> None:
 
 
 def _run(projects: Sequence[Path], output: Path, backend: str, options: dict[str, Any]) -> TrainRun:
-    from pyhisto.bundle import load_bundle
+    from pyhisto.bundle.files import load_bundle
     from qupath_ext.workflows.planning import Wanted
     from qupath_ext.workflows.trainingdata import gather
     from qupath_ext.workflows.trainrun import TrainRun

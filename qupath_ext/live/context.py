@@ -14,7 +14,7 @@ from qupath_ext.live.job import Job
 from qupath_ext.projectsettings import ProjectSettings, model_folder, read_settings
 
 if TYPE_CHECKING:
-    from pyhisto.modelfolder import AnyModel
+    from pyhisto.bundle.anymodel import AnyModel
 
 __all__ = ["Cancelled", "Context", "FreshModels", "Models", "Progress"]
 
@@ -41,7 +41,7 @@ class FreshModels:
 
     def get(self, path: Path, device: str) -> AnyModel:
         """Return the model of a folder on a device."""
-        from pyhisto.modelfolder import load_model
+        from pyhisto.bundle.anymodel import load_model
 
         return load_model(path, device=device)
 

@@ -56,7 +56,7 @@ def _entries(project: Project, images: tuple[str, ...]) -> list[ImageEntry]:
 # ---------------------------------------------------------------------- train
 def train_task(context: Context) -> Answer:
     """Train a model on the annotations of the project; it becomes the model that the project uses."""
-    from pyhisto.bundle import load_bundle
+    from pyhisto.bundle.files import load_bundle
     from qupath_ext.workflows.planning import Wanted
     from qupath_ext.workflows.trainingdata import gather
     from qupath_ext.workflows.trainrun import TrainRun, run_training

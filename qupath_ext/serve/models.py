@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from pyhisto.modelfolder import AnyModel
+    from pyhisto.bundle.anymodel import AnyModel
 
 __all__ = ["WarmModels"]
 
@@ -40,7 +40,7 @@ class WarmModels:
         BundleError
             If it cannot be loaded.
         """
-        from pyhisto.modelfolder import load_model
+        from pyhisto.bundle.anymodel import load_model
 
         key = path.resolve(), self._device or device
         stamp = _stamp(key[0])

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import geopandas as gpd
 
+from pyhisto.bundle.foreign.models import HoverModel, TileModel
 from pyhisto.classes import CLASS_COLORS
 from pyhisto.errors import ConfigError, PyhistoError
-from pyhisto.foreign.models import HoverModel, TileModel
 from pyhisto.inference import predict_tissue
 from pyhisto.inference.tileclasses import predict_tile_classes
 from pyhisto.nuclei.adapt import Adaptation, View, adapt
@@ -44,7 +44,7 @@ from qupath_ext.workflows.regions import (
 from qupath_ext.workflows.surveys import StainSource, Surveys, entry_stains
 
 if TYPE_CHECKING:
-    from pyhisto.modelfolder import AnyModel
+    from pyhisto.bundle.anymodel import AnyModel
 
 __all__ = ["AnnotateSettings", "Annotated", "annotate_images"]
 

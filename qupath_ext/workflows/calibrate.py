@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from pyhisto.bundle import Bundle
+from pyhisto.bundle.files import Bundle
+from pyhisto.bundle.spec import ModelSpec
 from pyhisto.inference import Lens, predict_probabilities
 from pyhisto.measurements import measure_intensities
 from pyhisto.metrics import match_points
@@ -25,7 +26,6 @@ from pyhisto.nuclei.network import label_nuclei, nucleus_probability
 from pyhisto.nuclei.segment import stain_channels
 from pyhisto.nuclei.survey import Survey, expected_stains
 from pyhisto.slide import Slide
-from pyhisto.spec import ModelSpec
 from pyhisto.stain import StainVectors, optical_density_sum
 from qupath_ext.errors import ProjectError
 from qupath_ext.frames import image_area, open_slide, to_slide_frame

@@ -15,7 +15,8 @@ import scipy.ndimage as ndi
 import shapely
 import torch
 
-from pyhisto.bundle import Bundle, ModelSpec
+from pyhisto.bundle.files import Bundle, ModelSpec
+from pyhisto.bundle.spec import CascadeSpec
 from pyhisto.dataset import IGNORED, TrainingImage, labelled_areas
 from pyhisto.dataset.cascade import (
     DetectorPatches,
@@ -33,7 +34,6 @@ from pyhisto.inference.cascade import detect_heat
 from pyhisto.models import tile_divisor
 from pyhisto.models.cascade import Cascade, build_cascade, golden_side
 from pyhisto.slide import Slide
-from pyhisto.spec import CascadeSpec
 from pyhisto.tissue import TissueSettings, detect_tissue
 from pyhisto.train import TrainResult, train
 from pyhisto.train.checkpoint import weights_hash

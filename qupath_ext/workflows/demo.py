@@ -26,7 +26,7 @@ import geopandas as gpd
 import numpy as np
 import shapely
 
-from pyhisto.bundle import Bundle, load_bundle
+from pyhisto.bundle.files import Bundle, load_bundle
 from pyhisto.errors import ConfigError
 from pyhisto.metrics import DetectionScore, dice, score_detections
 from pyhisto.objects import load_objects, save_objects

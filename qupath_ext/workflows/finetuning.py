@@ -11,7 +11,8 @@ from typing import cast
 import numpy as np
 import shapely
 
-from pyhisto.bundle import Bundle
+from pyhisto.bundle.files import Bundle
+from pyhisto.bundle.spec import ModelSpec
 from pyhisto.dataset import CellTask, TrainingImage, labelled_areas
 from pyhisto.errors import TrainingError
 from pyhisto.inference import PLAIN
@@ -19,7 +20,6 @@ from pyhisto.metrics import DetectionComparison, compare_detections
 from pyhisto.nuclei.adapt import View, adapt
 from pyhisto.nuclei.network import predict_cells
 from pyhisto.nuclei.survey import expected_stains
-from pyhisto.spec import ModelSpec
 from pyhisto.stain import H_DAB
 from pyhisto.train import train
 from pyhisto.train.distributed import is_first

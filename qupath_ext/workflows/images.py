@@ -19,8 +19,8 @@ from qupath_ext.runs.record import Run, start_run
 from qupath_ext.workflows.lanes import Crew, Progress
 
 if TYPE_CHECKING:
+    from pyhisto.bundle.anymodel import AnyModel
     from pyhisto.mil.bundle import SlideBundle
-    from pyhisto.modelfolder import AnyModel
 
 __all__ = ["Lane", "Pending", "Progress", "run_images"]
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 import geopandas as gpd
 import numpy as np
 
-from pyhisto.bundle import Bundle
+from pyhisto.bundle.files import Bundle
 from pyhisto.classes import CLASS_COLORS
 from pyhisto.errors import PyhistoError
 from pyhisto.metrics import Index

@@ -11,7 +11,7 @@ import geopandas as gpd
 import numpy as np
 import shapely
 
-from pyhisto.bundle import Bundle
+from pyhisto.bundle.files import Bundle
 from pyhisto.inference import predict_tissue
 from pyhisto.maps import Maps
 from pyhisto.metrics import Index, ki67_index

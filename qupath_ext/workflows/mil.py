@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pyhisto.bundle import write_json
+from pyhisto.bundle.files import write_json
 from pyhisto.errors import ConfigError
 from pyhisto.features.bags import list_bags
 from pyhisto.mil.bundle import SlideBundle, SlideSpec, save_slide_bundle

@@ -9,7 +9,7 @@ import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 
-from pyhisto.bundle import Bundle
+from pyhisto.bundle.files import Bundle
 from pyhisto.inference import InferenceSettings, Lens, WindowObserver
 from pyhisto.nuclei.adapt import Adaptation, View, dab_means, with_classes
 from pyhisto.nuclei.network import predict_cells

@@ -22,7 +22,7 @@ from qupath_ext.frames import to_entry_maps
 from qupath_ext.project import ImageEntry
 
 if TYPE_CHECKING:
-    from pyhisto.modelfolder import AnyModel
+    from pyhisto.bundle.anymodel import AnyModel
 
 __all__ = ["ImageMaps", "MapFormat", "Prediction", "Watch", "WatchedImage", "image_maps"]
 
@@ -38,7 +38,7 @@ class Prediction:
     inference
         How slides are cut into tiles and windows.
     precision, engine
-        As in :func:`pyhisto.bundle.load_bundle`, by which the models were loaded.
+        As in :func:`pyhisto.bundle.files.load_bundle`, by which the models were loaded.
     strict
         An image of which a model says what makes no sense fails, and nothing is written to it.
     uncertainty

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pyhisto.bundle import Bundle
+from pyhisto.bundle.files import Bundle
 from pyhisto.errors import PyhistoError
 from pyhisto.inference import Lens
 from pyhisto.nuclei.adapt import dab_means

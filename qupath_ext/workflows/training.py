@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from pyhisto.bundle import Bundle, ModelClass, ModelSpec, save_bundle
+from pyhisto.bundle.files import Bundle, ModelClass, ModelSpec, save_bundle
+from pyhisto.bundle.spec import CascadeSpec
 from pyhisto.classes import CLASS_COLORS
 from pyhisto.dataset import PatchDataset, TrainingImage, ValidationDataset, check_leakage, labelled_areas
 from pyhisto.errors import BundleError, ConfigError, TrainingError
 from pyhisto.models import build_model
 from pyhisto.models.cascade import Cascade
 from pyhisto.nuclei.survey import training_references
-from pyhisto.spec import CascadeSpec
 from pyhisto.stain import StainReference
 from pyhisto.train import TrainResult, train
 from pyhisto.train.checkpoint import BEST, LAST

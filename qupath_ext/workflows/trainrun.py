@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from pyhisto.bundle import Bundle
+from pyhisto.bundle.files import Bundle
 from pyhisto.dataset import Split, TrainingImage, check_leakage, read_split, write_split
 from pyhisto.dataset.images import labelled_objects
 from pyhisto.device import check_device

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-import pyhisto.bundle
-from pyhisto.bundle import (
+import pyhisto.bundle.files
+from pyhisto.bundle.files import (
     Bundle,
     ModelClass,
     ModelSpec,
@@ -27,9 +27,9 @@ from pyhisto.bundle import (
     resave_bundle,
     save_bundle,
 )
+from pyhisto.bundle.spec import region_classes
 from pyhisto.errors import BundleError, ConfigError
 from pyhisto.models import build_model
-from pyhisto.spec import region_classes
 from pyhisto.stain import H_DAB, StainReference
 
 SPEC = ModelSpec(
@@ -59,7 +59,7 @@ def small_model(seed: int = 0) -> torch.nn.Module:
 @pytest.fixture(autouse=True)
 def plain_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave bfloat16 out but where a test asks for it; it is slow to start."""
-    monkeypatch.setattr("pyhisto.bundle.fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("pyhisto.bundle.files.fast_bfloat16", lambda device: False)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_same_probabilities_after_loading(original: Path) -> None:
 def test_reduced_precision_agrees(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = load_bundle(original, precision="float32", engine="torch").predict(tile(1)[np.newaxis])
     for asked in ("auto", "bfloat16"):
-        monkeypatch.setattr("pyhisto.bundle.fast_bfloat16", lambda device: True)
+        monkeypatch.setattr("pyhisto.bundle.files.fast_bfloat16", lambda device: True)
         loaded = load_bundle(original, precision=asked)
         assert (loaded.precision, loaded.engine, loaded.notes) == ("bfloat16", "torch", ())
         difference = np.abs(loaded.predict(tile(1)[np.newaxis]) - plain)
@@ -102,8 +102,8 @@ def test_reduced_precision_agrees(original: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_reduced_precision_that_disagrees_is_not_used(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyhisto.bundle.fast_bfloat16", lambda device: True)
-    monkeypatch.setattr("pyhisto.bundle.REDUCED_TOLERANCE", 1e-9)
+    monkeypatch.setattr("pyhisto.bundle.files.fast_bfloat16", lambda device: True)
+    monkeypatch.setattr("pyhisto.bundle.files.REDUCED_TOLERANCE", 1e-9)
     loaded = load_bundle(original)
     assert loaded.precision == "float32"
     (note,) = loaded.notes
@@ -126,16 +126,16 @@ def test_reduced_precision_that_disagrees_is_not_used(original: Path, monkeypatc
 def test_what_a_gpu_is_tried_with(
     monkeypatch: pytest.MonkeyPatch, bfloat16: bool, float16: bool, expected: list[str]
 ) -> None:
-    monkeypatch.setattr("pyhisto.bundle.fast_bfloat16", lambda device: bfloat16)
-    monkeypatch.setattr("pyhisto.bundle.fast_float16", lambda device: float16)
-    monkeypatch.setattr("pyhisto.bundle.has_openvino", lambda: True)
-    ways = pyhisto.bundle._ways("cuda:1", "auto", "auto", one_network=True)
+    monkeypatch.setattr("pyhisto.bundle.files.fast_bfloat16", lambda device: bfloat16)
+    monkeypatch.setattr("pyhisto.bundle.files.fast_float16", lambda device: float16)
+    monkeypatch.setattr("pyhisto.bundle.files.has_openvino", lambda: True)
+    ways = pyhisto.bundle.files._ways("cuda:1", "auto", "auto", one_network=True)
     assert ways == [("torch", name) for name in expected]
 
 
 def test_a_cpu_is_tried_with_openvino_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyhisto.bundle.has_openvino", lambda: True)
-    ways = pyhisto.bundle._ways
+    monkeypatch.setattr("pyhisto.bundle.files.has_openvino", lambda: True)
+    ways = pyhisto.bundle.files._ways
     assert ways("cpu", "auto", "auto", one_network=True) == [("openvino", "float32"), ("torch", "float32")]
     assert ways("cpu", "auto", "auto", one_network=False) == [("torch", "float32")]
     assert ways("cpu", "openvino", "bfloat16", one_network=True) == [("openvino", "bfloat16")]
@@ -158,7 +158,7 @@ def test_ways_to_compute_that_are_not_there(original: Path, options: dict[str, s
 
 def test_openvino_gives_what_torch_gives(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino", reason="needs the package openvino")
-    monkeypatch.setattr("pyhisto.bundle.has_openvino", lambda: True)
+    monkeypatch.setattr("pyhisto.bundle.files.has_openvino", lambda: True)
     loaded = load_bundle(original)
     assert (loaded.engine, loaded.precision, loaded.notes) == ("openvino", "float32", ())
     plain = load_bundle(original, engine="torch")
@@ -180,9 +180,9 @@ def test_an_engine_that_fails_or_gives_something_else(original: Path, monkeypatc
     def broken(*_: Any) -> None:
         raise ImportError("libopenvino.so: cannot open shared object file\nand more")
 
-    monkeypatch.setattr("pyhisto.bundle.has_openvino", lambda: True)
+    monkeypatch.setattr("pyhisto.bundle.files.has_openvino", lambda: True)
     for engine, reason in ((Wrong, "differ by"), (broken, r"it fails \(libopenvino.so: cannot open")):
-        monkeypatch.setattr("pyhisto.engine.OpenVinoEngine", engine)
+        monkeypatch.setattr("pyhisto.bundle.engine.OpenVinoEngine", engine)
         loaded = load_bundle(original)
         assert loaded.engine == "torch"
         (note,) = loaded.notes
@@ -261,8 +261,8 @@ def test_the_batch_of_a_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(bundle, "_predict", predict)
     monkeypatch.setattr(bundle, "_make_room", lambda: None)
-    monkeypatch.setattr("pyhisto.loaded.time.perf_counter", lambda: clock[0])
-    monkeypatch.setattr("pyhisto.loaded.free_memory", lambda device: free.pop(0))
+    monkeypatch.setattr("pyhisto.bundle.loaded.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("pyhisto.bundle.loaded.free_memory", lambda device: free.pop(0))
     assert bundle.tiles_at_once == 8  # a tile takes 60, and 10 are 60 % of what is free
     assert counts == [1, 1, 1, 2, 2, 4, 4, 8, 8]
     assert bundle.tiles_at_once == 8
@@ -333,7 +333,7 @@ def test_reading_the_description_needs_no_torch(original: Path) -> None:
     assert spec == SPEC
     assert len(sha256) == 64
     code = (
-        "import sys; from pyhisto.bundle import read_spec; "
+        "import sys; from pyhisto.bundle.files import read_spec; "
         f"read_spec({str(original)!r}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

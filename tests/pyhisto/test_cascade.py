@@ -15,7 +15,8 @@ import torch
 from dataset_cases import image_of
 from torch import nn
 
-from pyhisto.bundle import Bundle, ModelClass, ModelSpec, load_bundle, save_bundle
+from pyhisto.bundle.files import Bundle, ModelClass, ModelSpec, load_bundle, save_bundle
+from pyhisto.bundle.spec import CascadeSpec
 from pyhisto.dataset import Augmentation, TissueTask
 from pyhisto.dataset.augment import augment
 from pyhisto.dataset.cascade import (
@@ -30,7 +31,6 @@ from pyhisto.heatmap import HIDDEN_HEAT, HeatedSlide, Heatmap
 from pyhisto.inference import InferenceSettings, Lens, predict_tissue
 from pyhisto.models.cascade import Cascade, PatchClassifier, build_cascade, build_detector, golden_side
 from pyhisto.slide import Slide
-from pyhisto.spec import CascadeSpec
 
 SPEC = ModelSpec(
     kind="tissue_segmentation",

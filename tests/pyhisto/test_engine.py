@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyhisto.engine import (
+from pyhisto.bundle.engine import (
     OpenVinoEngine,
     TorchEngine,
     fold_batch_norms,

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from foreign_folders import save_torchscript
 from torch import nn
 
-from pyhisto.bundle import ModelClass, ModelSpec, normalise, save_bundle
+from pyhisto.bundle.files import ModelClass, ModelSpec, normalise, save_bundle
 from pyhisto.errors import BundleError, ConfigError, SlideError
 from pyhisto.features.bags import read_bag
 from pyhisto.features.encoders import Encoder, EncoderOptions, EncoderSpec, load_encoder
@@ -141,7 +141,7 @@ def test_openvino_that_gives_other_features_is_not_used(monkeypatch: pytest.Monk
     network = nn.Conv2d(3, 5, 3)
     encoder = Encoder(EncoderSpec("small", "", tile_size=64), network, "cpu")
     before = encoder.encode(TILES)
-    monkeypatch.setattr("pyhisto.engine.make_engine", lambda *args: lambda x: network(x) * 1.001)
+    monkeypatch.setattr("pyhisto.bundle.engine.make_engine", lambda *args: lambda x: network(x) * 1.001)
     assert encoder.compile() == "small is not computed by openvino: it gives other features"
     assert encoder.engine == "torch"
     np.testing.assert_array_equal(encoder.encode(TILES), before)

@@ -15,10 +15,10 @@ from monai.apps.pathology.transforms.post.array import (
     HoVerNetNuclearTypePostProcessing,
 )
 
+from pyhisto.bundle.anymodel import load_model
+from pyhisto.bundle.foreign.hover import hover_instances, predict_branches
+from pyhisto.bundle.foreign.models import HoverModel
 from pyhisto.errors import BundleError, ConfigError
-from pyhisto.foreign.hover import hover_instances, predict_branches
-from pyhisto.foreign.models import HoverModel
-from pyhisto.modelfolder import load_model
 from pyhisto.nuclei.hover import predict_hover_cells
 from pyhisto.slide import Slide
 from pyhisto.stain import H_DAB

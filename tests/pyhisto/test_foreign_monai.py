@@ -26,14 +26,14 @@ from monai.bundle import ConfigParser
 from monai.networks.nets import UNet
 from torch import nn
 
-from pyhisto.bundle import Bundle
+from pyhisto.bundle.anymodel import load_model
+from pyhisto.bundle.files import Bundle
+from pyhisto.bundle.foreign.literals import literal
+from pyhisto.bundle.foreign.models import TileModel
+from pyhisto.bundle.foreign.networks import build_network
 from pyhisto.errors import BundleError, ConfigError
-from pyhisto.foreign.literals import literal
-from pyhisto.foreign.models import TileModel
-from pyhisto.foreign.networks import build_network
 from pyhisto.inference.settings import InferenceSettings
 from pyhisto.inference.tileclasses import predict_tile_classes
-from pyhisto.modelfolder import load_model
 from pyhisto.slide import Slide
 
 NAMES = {"0": "background", "1": "tumor", "2": "stroma"}

@@ -15,12 +15,12 @@ import torch
 from foreign_folders import TRANSFORM, ChannelMeans, write_wsinfer
 from PIL import Image
 
+from pyhisto.bundle.anymodel import load_model
+from pyhisto.bundle.foreign.models import TileModel
+from pyhisto.bundle.foreign.pixels import wsinfer_pixels
 from pyhisto.errors import BundleError, ConfigError
-from pyhisto.foreign.models import TileModel
-from pyhisto.foreign.pixels import wsinfer_pixels
 from pyhisto.inference.settings import InferenceSettings
 from pyhisto.inference.tileclasses import predict_tile_classes
-from pyhisto.modelfolder import load_model
 from pyhisto.slide import Slide
 
 BICUBIC = {"name": "Resize", "arguments": {"size": 16, "interpolation": "bicubic"}}

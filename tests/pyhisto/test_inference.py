@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import shapely
 
-from pyhisto.bundle import ModelClass, ModelSpec
+from pyhisto.bundle.files import ModelClass, ModelSpec
 from pyhisto.errors import PyhistoError
 from pyhisto.inference import InferenceSettings, Lens, PredictedWindow, predict_probabilities, predict_tissue
 from pyhisto.slide import Slide

@@ -11,10 +11,10 @@ import pytest
 import shapely
 import tifffile
 
+from pyhisto.bundle.spec import ModelClass, ModelSpec
 from pyhisto.errors import ConfigError, PyhistoError
 from pyhisto.inference import Frame, PredictedWindow
 from pyhisto.maps import MapBuilder, Maps, map_tiles, read_maps, write_maps, write_ome_tiff
-from pyhisto.spec import ModelClass, ModelSpec
 
 Array = npt.NDArray[Any]
 SPEC = ModelSpec("tissue_segmentation", "fake", (ModelClass("background"), ModelClass("tumour", "Tumor")))

@@ -13,7 +13,7 @@ from mil_cases import digit_bags, labelled, two_kinds, write_bags
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
 import pyhisto.mil.train
-from pyhisto.bundle import read_spec
+from pyhisto.bundle.files import read_spec
 from pyhisto.errors import BundleError, ConfigError, TrainingError
 from pyhisto.features.bags import list_bags, read_bag, write_bag
 from pyhisto.mil.bundle import SlideSpec, load_slide_bundle, save_slide_bundle

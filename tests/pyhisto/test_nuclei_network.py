@@ -11,7 +11,7 @@ import pytest
 import scipy.ndimage as ndi
 import shapely
 
-from pyhisto.bundle import ModelClass, ModelSpec
+from pyhisto.bundle.files import ModelClass, ModelSpec
 from pyhisto.errors import ConfigError
 from pyhisto.inference import InferenceSettings, Lens, PredictedWindow
 from pyhisto.nuclei.network import label_nuclei, predict_cells

@@ -12,13 +12,13 @@ import tifffile
 from PIL import Image
 from scipy import ndimage
 
+from pyhisto.bundle.spec import ModelClass, ModelSpec
 from pyhisto.errors import ConfigError
 from pyhisto.nuclei.adapt import View, adapt, with_classes
 from pyhisto.nuclei.scale import nucleus_size, observe_nuclei
 from pyhisto.nuclei.survey import Survey, pool_surveys, survey_slide
 from pyhisto.objects import make_objects
 from pyhisto.slide import Slide
-from pyhisto.spec import ModelClass, ModelSpec
 from pyhisto.stain import H_DAB, H_E, StainReference
 
 SPEC = ModelSpec(

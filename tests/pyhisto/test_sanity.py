@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pytest
 import shapely
 
+from pyhisto.bundle.spec import ModelClass, ModelSpec
 from pyhisto.inference import Frame, Lens, PredictedWindow
 from pyhisto.nuclei.adapt import Adaptation
 from pyhisto.objects import make_objects
 from pyhisto.sanity import ALL_POSITIVE, CONSTANT, GLASS, NOT_FINITE, SCALE, STAIN, SanityGate, unexplained_density
-from pyhisto.spec import ModelClass, ModelSpec
 from pyhisto.stain import H_DAB, H_E, StainReference, StainVectors
 
 SIDE = 160

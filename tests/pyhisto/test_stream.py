@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import shapely
 
-from pyhisto.bundle import ModelClass, ModelSpec
+from pyhisto.bundle.files import ModelClass, ModelSpec
 from pyhisto.errors import ConfigError, SlideError
 from pyhisto.inference import InferenceSettings, Lens, PredictedWindow, stream_windows
 from pyhisto.inference.tilestore import TileStore

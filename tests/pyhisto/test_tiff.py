@@ -12,7 +12,7 @@ import pytest
 import tifffile
 
 from pyhisto.errors import SlideError, UnsupportedSlideError
-from pyhisto.tiff import TiffReader
+from pyhisto.readers.tiff import TiffReader
 
 Pixels = np.ndarray[Any, Any]
 WINDOWS = [(0, 0, 75, 53), (0, 0, 1, 1), (13, 7, 40, 31), (31, 15, 2, 2), (74, 52, 1, 1), (16, 16, 16, 16)]

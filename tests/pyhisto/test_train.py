@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from train_cases import SETTINGS, SPEC, Patches, network, run
 
-from pyhisto.bundle import ModelClass
+from pyhisto.bundle.files import ModelClass
 from pyhisto.config import from_mapping
 from pyhisto.errors import ConfigError, SlideError, TrainingError
 from pyhisto.losses import LossSettings

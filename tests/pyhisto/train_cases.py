@@ -22,7 +22,7 @@ import torch._dynamo  # the first optimiser would import it
 from torch import nn
 
 import pyhisto.losses.masked  # noqa: F401 - MONAI takes seconds
-from pyhisto.bundle import ModelClass, ModelSpec
+from pyhisto.bundle.files import ModelClass, ModelSpec
 from pyhisto.train import TrainResult, TrainSettings, train
 
 SPEC = ModelSpec(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pyhisto.spec import ModelClass, ModelSpec
+from pyhisto.bundle.spec import ModelClass, ModelSpec
 from pyhisto.stain import optical_density_sum
 
 NUMBERS = {"threshold": 0.35, "sigma_um": 1.0, "min_distance_um": 3.0, "reach_um": 7.0, "core_um": 1.5}
@@ -22,15 +23,16 @@ CELLS = ("background", "positive", "ring", "negative", "ring 2")
 CELL_CLASSES = (None, "Tumor: Positive", None, "Lymphocyte", None)
 
 
-class FakeModel:
+class FakeModel(ABC):
     """What a loaded bundle has beside its description and its output."""
 
     device, engine, precision = "cpu", "torch", "float32"
     stride, stream_tile, tiles_at_once = 1, (64, 8), 8
     notes: tuple[str, ...] = ()
 
+    @abstractmethod
     def predict(self, tiles: Any) -> Any:
-        raise NotImplementedError
+        """Return the probabilities of tiles, float32 (n, classes, h, w)."""
 
     def predict_flips(self, tiles: Any) -> Any:
         """Return the output itself and a variance of a hundredth."""

@@ -29,7 +29,7 @@ def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
     fakes = {"cells": FakeCells(), "tissue": FakeTissue()}
-    monkeypatch.setattr("pyhisto.modelfolder.load_model", lambda path, **options: fakes[Path(path).name])
+    monkeypatch.setattr("pyhisto.bundle.anymodel.load_model", lambda path, **options: fakes[Path(path).name])
 
 
 REGION = shapely.box(100, 100, 400, 400)

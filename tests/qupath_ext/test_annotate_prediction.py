@@ -33,7 +33,7 @@ def slide_path(tmp_path: Path, write_tiff: WriteTiff) -> Path:
 @pytest.fixture
 def project(tmp_path: Path, slide_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     fakes = {"cells": FakeCells(), "tissue": FakeTissue(), "tumour": FakeTumour(), "nothing": FakeNothing()}
-    for loader in ("pyhisto.modelfolder.load_model", "pyhisto.bundle.load_bundle"):
+    for loader in ("pyhisto.bundle.anymodel.load_model", "pyhisto.bundle.files.load_bundle"):
         monkeypatch.setattr(loader, lambda path, **options: fakes[Path(path).name])
     project = create_project(tmp_path / "project")
     project.add_image(slide_path)

@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from pyhisto.bundle import ModelClass, ModelSpec, save_bundle
+from pyhisto.bundle.files import ModelClass, ModelSpec, save_bundle
 from pyhisto.models import build_model
 from pyhisto.synth import SynthSettings, make_slide
 from qupath_ext.cli import main
@@ -61,7 +61,7 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("pyhisto.bundle.fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("pyhisto.bundle.files.fast_bfloat16", lambda device: False)
     picture = io.BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "PNG")
     monkeypatch.setattr("qupath_ext.workflows.reporting.overlay_png", lambda *args, **options: picture.getvalue())
@@ -346,7 +346,7 @@ def test_a_full_disk_leaves_an_old_project_as_it_was_or_finished(
 def test_a_full_disk_when_a_bundle_is_saved(
     tumour_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pyhisto.bundle import load_bundle
+    from pyhisto.bundle.files import load_bundle
 
     bundle = load_bundle(tumour_bundle)
     model = build_model("unet-resnet34", out_channels=2, decoder_channels=bundle.spec.decoder_channels)

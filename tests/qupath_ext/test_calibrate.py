@@ -14,8 +14,8 @@ import tifffile
 from click.testing import CliRunner, Result
 from scipy import ndimage
 
+from pyhisto.bundle.spec import ModelClass, ModelSpec
 from pyhisto.objects import make_objects
-from pyhisto.spec import ModelClass, ModelSpec
 from pyhisto.stain import H_DAB, StainReference, optical_density_sum
 from qupath_ext.cli import main
 from qupath_ext.project import Project, create_project
@@ -66,7 +66,7 @@ class Blind:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     tifffile.imwrite(tmp_path / "slide.tif", scene()[0], photometric="rgb")
-    monkeypatch.setattr("pyhisto.bundle.load_bundle", lambda path, **options: Blind())
+    monkeypatch.setattr("pyhisto.bundle.files.load_bundle", lambda path, **options: Blind())
     project = create_project(tmp_path / "project")
     project.add_image(tmp_path / "slide.tif", mpp=0.5)
     return project
@@ -84,7 +84,7 @@ def label(project: Project, *, some: int = 49, rectangle: bool = True) -> None:
 
 
 def run(project: Project, tmp_path: Path, saved: list[Any], monkeypatch: pytest.MonkeyPatch) -> Result:
-    monkeypatch.setattr("pyhisto.bundle.resave_bundle", lambda *args: saved.append(args))
+    monkeypatch.setattr("pyhisto.bundle.files.resave_bundle", lambda *args: saved.append(args))
     folder = str(project.path.parent)
     command = ["calibrate", "models/cells", folder, "--output", str(tmp_path / "new"), "--stains", "default", "--json"]
     return CliRunner().invoke(main, command)

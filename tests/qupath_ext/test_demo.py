@@ -11,7 +11,7 @@ import pytest
 import shapely
 from click.testing import CliRunner, Result
 
-from pyhisto.bundle import read_spec
+from pyhisto.bundle.files import read_spec
 from pyhisto.metrics import Index
 from pyhisto.objects import concat_objects, make_objects
 from qupath_ext.cli import main
@@ -47,7 +47,7 @@ def run(folder: Path, study: str = MINIATURE, *options: str) -> Result:
     path = folder.with_name(f"{folder.name}.toml")
     path.write_text(study, "utf-8")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("pyhisto.bundle.fast_bfloat16", lambda device: False)
+        patched.setattr("pyhisto.bundle.files.fast_bfloat16", lambda device: False)
         patched.setattr("pyhisto.train.loop.fast_bfloat16", lambda device: False)
         return CliRunner().invoke(main, ["demo", str(folder), "--study", str(path), *options])
 

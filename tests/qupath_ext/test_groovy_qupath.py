@@ -16,10 +16,10 @@ import shapely
 import tifffile
 import torch
 
-from pyhisto.bundle import read_spec, save_bundle
+from pyhisto.bundle.files import read_spec, save_bundle
+from pyhisto.bundle.spec import ModelClass, ModelSpec
 from pyhisto.models import build_model
 from pyhisto.objects import make_objects
-from pyhisto.spec import ModelClass, ModelSpec
 from qupath_ext.project import create_project, open_project, pack_rgb
 from qupath_ext.projectsettings import change_settings, read_settings
 from qupath_ext.workflows.scripts import install_scripts

@@ -315,7 +315,7 @@ def loaded(monkeypatch):
         calls.append((Path(folder).name, device))
         return object()
 
-    monkeypatch.setattr("pyhisto.modelfolder.load_model", load)
+    monkeypatch.setattr("pyhisto.bundle.anymodel.load_model", load)
     return calls
 
 

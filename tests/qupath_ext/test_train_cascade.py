@@ -15,7 +15,7 @@ import tifffile
 import torch
 from click.testing import CliRunner, Result
 
-from pyhisto.bundle import load_bundle, read_spec
+from pyhisto.bundle.files import load_bundle, read_spec
 from pyhisto.config import from_mapping
 from pyhisto.dataset import TrainingImage
 from pyhisto.errors import BundleError, ConfigError
@@ -136,7 +136,7 @@ def dice(found: Any, tumour: Sequence[Any]) -> float:
 
 
 def _in_full_precision(patched: pytest.MonkeyPatch) -> None:
-    patched.setattr("pyhisto.bundle.fast_bfloat16", lambda device: False)
+    patched.setattr("pyhisto.bundle.files.fast_bfloat16", lambda device: False)
     patched.setattr("pyhisto.train.loop.fast_bfloat16", lambda device: False)
 
 

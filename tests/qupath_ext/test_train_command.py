@@ -24,7 +24,7 @@ import torch
 from click.testing import CliRunner, Result
 from training_projects import PLACES, STUDY, annotations, make_project, write_slide
 
-from pyhisto.bundle import load_bundle, read_spec
+from pyhisto.bundle.files import load_bundle, read_spec
 from pyhisto.objects import concat_objects, make_objects
 from pyhisto.train import TrainResult
 from pyhisto.train.history import Validation
@@ -39,7 +39,7 @@ from qupath_ext.workflows.trainingdata import Source, training_images, truth_obj
 
 def train(*words: Any) -> Result:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("pyhisto.bundle.fast_bfloat16", lambda device: False)
+        patched.setattr("pyhisto.bundle.files.fast_bfloat16", lambda device: False)
         patched.setattr("pyhisto.train.loop.fast_bfloat16", lambda device: False)
         return CliRunner().invoke(main, ["train", *map(str, words)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class MilOutput:
     loss_terms: dict[str, Tensor] = field(default_factory=dict)
 
 
-class MilHead(nn.Module):
+class MilHead(nn.Module, ABC):
     """Base of the heads: checks bags, and has the loss of heads without one of their own.
 
     Parameters
@@ -74,9 +75,9 @@ class MilHead(nn.Module):
             )
         return self.judge(instances, Bags(len(instances), offsets, instances.device))
 
+    @abstractmethod
     def judge(self, instances: Tensor, bags: Bags) -> MilOutput:
         """Judge checked bags; what a head implements."""
-        raise NotImplementedError
 
     def loss(self, output: MilOutput, labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
         """Return what training makes small: here the cross-entropy of the bags.

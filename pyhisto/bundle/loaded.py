@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pyhisto.bundle.spec import ModelSpec, region_classes
 from pyhisto.device import free_memory
 from pyhisto.errors import BundleError
 from pyhisto.models import tile_divisor
-from pyhisto.spec import ModelSpec, region_classes
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from pyhisto.engine import Engine
+    from pyhisto.bundle.engine import Engine
 
 __all__ = ["Bundle", "class_probabilities", "normalise"]
 
@@ -38,7 +38,7 @@ FREE_SHARE = 0.6
 
 
 class Bundle:
-    """A loaded model with its description; made by :func:`pyhisto.bundle.load_bundle`.
+    """A loaded model with its description; made by :func:`pyhisto.bundle.files.load_bundle`.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Bundle:
     precision: str
 
     def __init__(self, path: Path, spec: ModelSpec, sha256: str, model: nn.Module, device: str) -> None:
-        from pyhisto.engine import TorchEngine
+        from pyhisto.bundle.engine import TorchEngine
 
         self.path = path
         self.spec = spec
@@ -93,7 +93,7 @@ class Bundle:
         BundleError
             If the memory is too small for one tile.
         """
-        from pyhisto.engine import out_of_memory
+        from pyhisto.bundle.engine import out_of_memory
 
         try:
             return self._predict(tiles)
@@ -157,7 +157,7 @@ class Bundle:
         """Return the networks of a coarse-to-fine model, each by itself: the detector of patches and the refiner.
 
         The first gives (n, classes, 1, 1) for patches; the second sees 3 + (classes - 1) channels; see
-        :meth:`pyhisto.spec.ModelSpec.stages`.
+        :meth:`pyhisto.bundle.spec.ModelSpec.stages`.
 
         Raises
         ------
@@ -166,7 +166,7 @@ class Bundle:
         """
         if self.spec.cascade is None:
             raise BundleError(f"{self.path} has one network", expected="a coarse-to-fine model")
-        from pyhisto.engine import TorchEngine
+        from pyhisto.bundle.engine import TorchEngine
 
         first, second = self.spec.stages(self.spec.cascade)
         network: Any = self._model
@@ -188,7 +188,7 @@ class Bundle:
         The overlap is that of the description; tiles are larger than in training, so that less of them is overlap,
         but for a network in which an output pixel depends on the whole tile.
         """
-        from pyhisto.engine import is_local
+        from pyhisto.bundle.engine import is_local
 
         side, overlap = self.spec.tile_size, self.spec.overlap
         if not is_local(self._model):
@@ -214,7 +214,7 @@ class Bundle:
 
     def _measured(self, side: int) -> int:
         """Return the number of tiles at once that a GPU is fastest with."""
-        from pyhisto.engine import throughput_batch
+        from pyhisto.bundle.engine import throughput_batch
 
         tile = np.zeros((1, side, side, len(self.spec.channel_mean)), dtype=np.uint8)
         before = free_memory(self.device)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pyhisto.bundle.foreign.pixels import Pixels
+from pyhisto.bundle.loaded import Bundle
+from pyhisto.bundle.spec import ModelSpec
 from pyhisto.errors import BundleError
-from pyhisto.foreign.pixels import Pixels
-from pyhisto.loaded import Bundle
-from pyhisto.spec import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +33,7 @@ def run_network(network: nn.Module, planes: Planes, device: str) -> Any:
     """
     import torch
 
-    from pyhisto.engine import out_of_memory
+    from pyhisto.bundle.engine import out_of_memory
 
     try:
         with torch.inference_mode():
@@ -61,7 +61,7 @@ class ForeignBundle(Bundle):
     Parameters
     ----------
     path, spec, sha256, network, device
-        As for :class:`pyhisto.loaded.Bundle`.
+        As for :class:`pyhisto.bundle.loaded.Bundle`.
     pixels
         Makes the network's input.
     activation
@@ -121,7 +121,7 @@ class _Model:
     Attributes
     ----------
     path, spec, sha256, device, engine, precision, notes
-        As of :class:`pyhisto.loaded.Bundle`.
+        As of :class:`pyhisto.bundle.loaded.Bundle`.
     """
 
     def __init__(self, path: Path, spec: ModelSpec, sha256: str, network: nn.Module, device: str) -> None:
@@ -140,8 +140,8 @@ class TileModel(_Model):
     Parameters
     ----------
     path, spec, sha256, network, device
-        As for :class:`pyhisto.loaded.Bundle`; the classes of the description have no background, and its tile is the
-        patch of `tile_size` px at `mpp` µm/px.
+        As for :class:`pyhisto.bundle.loaded.Bundle`; the classes of the description have no background, and its tile
+        is the patch of `tile_size` px at `mpp` µm/px.
     pixels
         Makes the network's input.
     activation
@@ -198,7 +198,7 @@ class HoverModel(_Model):
     Parameters
     ----------
     path, spec, sha256, network, device
-        As for :class:`pyhisto.loaded.Bundle`. Class 0 is background, each other one a type of nucleus.
+        As for :class:`pyhisto.bundle.loaded.Bundle`. Class 0 is background, each other one a type of nucleus.
     pixels
         Makes the network's input.
     output_size

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from pyhisto.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
-    from pyhisto.foreign.models import HoverModel, TileModel
-    from pyhisto.loaded import Bundle
+    from pyhisto.bundle.foreign.models import HoverModel, TileModel
+    from pyhisto.bundle.loaded import Bundle
 
     AnyModel: TypeAlias = Bundle | TileModel | HoverModel
 
@@ -39,7 +39,7 @@ def load_model(
     folder
         The model.
     device, precision, engine
-        As for :func:`pyhisto.bundle.load_bundle`; foreign models run in float32 by torch.
+        As for :func:`pyhisto.bundle.files.load_bundle`; foreign models run in float32 by torch.
     mpp
         µm/px of the network's input, where the folder does not say it: MONAI bundles have no place for it.
     class_names
@@ -59,9 +59,9 @@ def load_model(
     ConfigError
         If this machine does not have the device, or an option does not apply to the model.
     """
-    from pyhisto.bundle import load_bundle
-    from pyhisto.foreign.monaibundle import read_monai
-    from pyhisto.foreign.wsinfer import read_wsinfer
+    from pyhisto.bundle.files import load_bundle
+    from pyhisto.bundle.foreign.monaibundle import read_monai
+    from pyhisto.bundle.foreign.wsinfer import read_wsinfer
 
     folder = Path(folder)
     layout = _layout(folder)
@@ -93,9 +93,9 @@ def load_model(
 
 def _layout(folder: Path) -> Literal["own", "monai", "wsinfer"]:
     """Return whose layout a folder has."""
-    from pyhisto.foreign.literals import read_json
-    from pyhisto.foreign.monaibundle import METADATA
-    from pyhisto.foreign.wsinfer import CONFIG
+    from pyhisto.bundle.foreign.literals import read_json
+    from pyhisto.bundle.foreign.monaibundle import METADATA
+    from pyhisto.bundle.foreign.wsinfer import CONFIG
 
     if (folder / METADATA).is_file():
         return "own" if "pyhisto" in read_json(folder / METADATA) else "monai"

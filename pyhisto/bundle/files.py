@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pyhisto.bundle.card import inference_config, metadata, model_card
+from pyhisto.bundle.loaded import Bundle, class_probabilities, normalise
+from pyhisto.bundle.spec import KINDS, ModelClass, ModelSpec
 from pyhisto.device import check_device, fast_bfloat16, fast_float16, has_openvino
 from pyhisto.errors import BundleError, ConfigError
-from pyhisto.loaded import Bundle, class_probabilities, normalise
-from pyhisto.modelcard import inference_config, metadata, model_card
-from pyhisto.spec import KINDS, ModelClass, ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -346,7 +346,7 @@ def _ways(device: str, engine: str, precision: str, *, one_network: bool) -> lis
 
 def _choose(bundle: Bundle, ways: list[tuple[str, str]], tile: npt.NDArray[np.uint8]) -> None:
     """Let a bundle use the first of some ways to compute it that gives what it gives now on the golden tile."""
-    from pyhisto.engine import fold_batch_norms, make_engine
+    from pyhisto.bundle.engine import fold_batch_norms, make_engine
 
     plain, stride = bundle.compute, bundle.stride
     side = tile.shape[0] if bundle.spec.cascade else min(tile.shape[0], EXAMPLE_STRIDES * stride)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyhisto.bundle.foreign.literals import Config, literal, read_json
+from pyhisto.bundle.foreign.models import Activation, ForeignBundle, HoverModel, TileModel, run_network
+from pyhisto.bundle.foreign.networks import build_network, file_sha256, load_torchscript, load_weights
+from pyhisto.bundle.foreign.pixels import MonaiPixels, monai_pixels
+from pyhisto.bundle.spec import ModelClass, ModelSpec
 from pyhisto.errors import BundleError
-from pyhisto.foreign.literals import Config, literal, read_json
-from pyhisto.foreign.models import Activation, ForeignBundle, HoverModel, TileModel, run_network
-from pyhisto.foreign.networks import build_network, file_sha256, load_torchscript, load_weights
-from pyhisto.foreign.pixels import MonaiPixels, monai_pixels
-from pyhisto.spec import ModelClass, ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage as ndi
 
-from pyhisto.foreign.models import HoverModel
+from pyhisto.bundle.foreign.models import HoverModel
 
 __all__ = ["hover_instances", "predict_branches"]
 

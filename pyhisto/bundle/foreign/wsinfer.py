@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pyhisto.bundle.foreign.literals import read_json
+from pyhisto.bundle.foreign.models import TileModel
+from pyhisto.bundle.foreign.networks import file_sha256, load_torchscript
+from pyhisto.bundle.foreign.pixels import wsinfer_pixels
+from pyhisto.bundle.spec import ModelClass, ModelSpec
 from pyhisto.errors import BundleError
-from pyhisto.foreign.literals import read_json
-from pyhisto.foreign.models import TileModel
-from pyhisto.foreign.networks import file_sha256, load_torchscript
-from pyhisto.foreign.pixels import wsinfer_pixels
-from pyhisto.spec import ModelClass, ModelSpec
 
 __all__ = ["CONFIG", "WEIGHTS", "read_wsinfer"]
 

@@ -6,10 +6,27 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from pyhisto.spec import ModelSpec
+from pyhisto.bundle.spec import ModelSpec
 from pyhisto.stain import StainReference
 
-__all__ = ["inference_config", "metadata", "model_card"]
+__all__ = ["common_metadata", "inference_config", "metadata", "model_card"]
+
+
+def common_metadata(kind: str, description: str) -> dict[str, Any]:
+    """Return what MONAI's metadata say of a model of any kind: name, task, versions, where authors are named."""
+    return {
+        "version": "1.0.0",
+        "changelog": {"1.0.0": "trained"},
+        "monai_version": version("monai"),
+        "pytorch_version": version("torch"),
+        "numpy_version": version("numpy"),
+        "required_packages_version": {"qupath-ext": version("qupath-ext")},
+        "name": kind,
+        "task": kind.replace("_", " "),
+        "description": description,
+        "authors": "see docs/README.md",
+        "copyright": "see docs/README.md",
+    }
 
 
 def metadata(spec: ModelSpec, sha256: str, description: str, training: Mapping[str, Any]) -> dict[str, Any]:
@@ -19,17 +36,7 @@ def metadata(spec: ModelSpec, sha256: str, description: str, training: Mapping[s
     output = {"type": "probabilities", "format": "segmentation", "num_channels": n, "spatial_shape": [size, size]}
     return {
         "schema": "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json",
-        "version": "1.0.0",
-        "changelog": {"1.0.0": "trained"},
-        "monai_version": version("monai"),
-        "pytorch_version": version("torch"),
-        "numpy_version": version("numpy"),
-        "required_packages_version": {"qupath-ext": version("qupath-ext")},
-        "name": spec.kind,
-        "task": spec.kind.replace("_", " "),
-        "description": description,
-        "authors": "see docs/README.md",
-        "copyright": "see docs/README.md",
+        **common_metadata(spec.kind, description),
         "network_data_format": {
             "inputs": {
                 "image": {
