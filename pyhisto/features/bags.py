@@ -96,6 +96,13 @@ class Bag:
                 read += count
         return stored.astype(np.float32, copy=False)
 
+    def rows(self, which: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return the features of some instances, float32 (len(which), width), read now; `which` is ascending."""
+        with _opened(self.path) as file:
+            data = file["features"]
+            found = data[which] if data.ndim == 2 else data[0, which]
+        return np.asarray(found, dtype=np.float32)
+
     @property
     def coords(self) -> npt.NDArray[np.int64] | None:
         """Top left corners (x, y), int64 (instances, 2), level-0 px of the slide's frame, read now; None for none."""
@@ -104,6 +111,14 @@ class Bag:
                 return None
             corners = np.asarray(file["coords"][()], dtype=np.int64).reshape(self.instances, 2)
         return corners - np.asarray(self.attributes.get("origin", (0, 0)), dtype=np.int64)
+
+    def corners(self, origin: tuple[int, int]) -> npt.NDArray[np.int64] | None:
+        """Return :attr:`coords` on a slide whose own frame begins at `origin` in its file, level-0 px.
+
+        Files made here say where it begins. Those of CLAM and TRIDENT do not, and count from the corner of the file.
+        """
+        found = self.coords
+        return found if found is None or "origin" in self.attributes else found - origin
 
 
 def read_bag(path: str | Path) -> Bag:

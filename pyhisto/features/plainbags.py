@@ -7,7 +7,7 @@ import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pyhisto.errors import ConfigError
 from pyhisto.features.bags import SUFFIXES, write_bag
+from pyhisto.features.benchmarks import read_mat, read_svm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +79,8 @@ def read_plain_bags(path: str | Path, columns: PlainColumns | None = None) -> li
     label, and the features. An npz or HDF5 file has ``features`` (n, d); ``bags`` (n,) or ``offsets`` (bags + 1,);
     ``labels``, of the instances (n,) or of the bags in order; and perhaps ``names`` and ``patients`` of the bags in
     order and ``coords`` (n, 2). An HDF5 file may have a group for each bag instead, with ``features``, and ``label``
-    as dataset or attribute.
+    as dataset or attribute. What classical benchmarks come in, ``.svm`` and ``.mat``, is told in
+    :mod:`pyhisto.features.benchmarks`.
 
     Parameters
     ----------
@@ -98,13 +100,13 @@ def read_plain_bags(path: str | Path, columns: PlainColumns | None = None) -> li
         If it cannot be read, a feature is no finite number, or a bag has no label, or several.
     """
     path = Path(path)
-    kind = path.suffix.casefold()
-    if kind == ".npz" or kind in SUFFIXES:
-        if columns is not None and columns != PlainColumns():
-            raise ConfigError(f"columns for {path}", expected="a table", remedy="leave them out")
-        bags = _from_npz(path) if kind == ".npz" else _from_hdf5(path)
-    else:
+    read = _READERS.get(path.suffix.casefold())
+    if read is None:
         bags = _from_table(path, columns or PlainColumns())
+    elif columns is None or columns == PlainColumns():
+        bags = read(path)
+    else:
+        raise ConfigError(f"columns for {path}", expected="a table", remedy="leave them out")
     widths = sorted({bag.features.shape[1] for bag in bags})
     if len(widths) != 1:
         raise ConfigError(f"{path}: bags with {widths} features", expected="one number of features")
@@ -377,3 +379,12 @@ def _membership(path: Path, arrays: Mapping[str, npt.NDArray[Any]], count: int) 
 
 def _texts(values: Iterable[Any]) -> list[str]:
     return [_plain(value) for value in np.ravel(np.asarray(values)).tolist()]
+
+
+_READERS: dict[str, Callable[[Path], list[PlainBag]]] = {
+    ".mat": lambda path: _from_arrays(path, read_mat(path)),
+    ".npz": _from_npz,
+    ".svm": lambda path: _from_arrays(path, read_svm(path)),
+    **dict.fromkeys(SUFFIXES, _from_hdf5),
+}
+"""By the ending of the file's name; all others are tables."""

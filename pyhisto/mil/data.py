@@ -6,7 +6,6 @@ import threading
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 from pyhisto.errors import ConfigError
 from pyhisto.features.bags import Bag
 from pyhisto.inference.stages import mapped_ahead
-from pyhisto.mil.labels import LabelTable, Task
+from pyhisto.mil.labels import LabelTable, Task, row_finder
 
 __all__ = ["BagReader", "Batch", "LabelledBags", "check_alike", "label_bags"]
 
@@ -74,16 +73,12 @@ def label_bags(bags: Sequence[Bag], table: LabelTable) -> tuple[LabelledBags, li
     ConfigError
         If two files belong to one slide, none does to any, or the bags are not of one encoder.
     """
-    rows: dict[str, int] = {}
-    for number, slide in enumerate(table.slides):
-        rows[slide] = number
-    for number, slide in enumerate(table.slides):
-        rows.setdefault(_stem(slide), number)
+    find = row_finder(table.slides)
     of_row: dict[int, Bag] = {}
     strays = []
     for bag in bags:
-        names = (bag.name, bag.path.stem, _stem(bag.name), _stem(bag.path.stem))
-        row = next((rows[name] for name in names if name in rows), None)
+        row = find(bag.name)
+        row = find(bag.path.stem) if row is None else row
         if row is None or (table.labels[row] < 0).all():
             strays.append(bag.name)
         elif row in of_row:
@@ -226,12 +221,6 @@ def _drawn(instances: Tensor, most: int | None) -> Tensor:
     if most is None or len(instances) <= most:
         return instances
     return instances[torch.randperm(len(instances))[:most]]
-
-
-def _stem(name: str) -> str:
-    """Return the name of a slide without the ending of a file, if it has a likely one."""
-    suffix = Path(name).suffix
-    return name[: -len(suffix)] if suffix and suffix[1:].isalnum() and not suffix[1:].isdigit() else name
 
 
 def _encoder(bag: Bag) -> str:

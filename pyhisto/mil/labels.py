@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,16 @@ import numpy.typing as npt
 
 from pyhisto.errors import ConfigError
 
-__all__ = ["PATIENT_COLUMNS", "SLIDE_COLUMNS", "UNKNOWN", "LabelTable", "Task", "label_table", "read_labels"]
+__all__ = [
+    "PATIENT_COLUMNS",
+    "SLIDE_COLUMNS",
+    "UNKNOWN",
+    "LabelTable",
+    "Task",
+    "label_table",
+    "read_labels",
+    "row_finder",
+]
 
 SLIDE_COLUMNS = ("slide", "slide_id", "bag", "bag_id", "image", "name")
 """Columns that may name the slide; the first that is there does."""
@@ -151,6 +160,27 @@ def label_table(
     if len({task.name for task in tasks}) < len(tasks):
         raise ConfigError("a label named twice", expected="each once")
     return LabelTable(tuple(tasks), tuple(slides), tuple(patients), labels)
+
+
+def row_finder(slides: Sequence[str]) -> Callable[[str], int | None]:
+    """Return what finds the row of a slide by its name, with or without the ending of its file.
+
+    Names that are equal but for their endings are found with them only.
+    """
+    rows = {slide: number for number, slide in enumerate(slides)}
+    stems = Counter(map(_stem, slides))
+    rows = {_stem(slide): number for slide, number in rows.items() if stems[_stem(slide)] == 1} | rows
+
+    def find(name: str) -> int | None:
+        return rows.get(name, rows.get(_stem(name)))
+
+    return find
+
+
+def _stem(name: str) -> str:
+    """Return the name of a slide without the ending of a file, if it has a likely one."""
+    suffix = Path(name).suffix
+    return name[: -len(suffix)] if suffix and suffix[1:].isalnum() and not suffix[1:].isdigit() else name
 
 
 def _column(columns: Sequence[str], known: Sequence[str]) -> str | None:

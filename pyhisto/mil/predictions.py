@@ -17,7 +17,7 @@ import pandas as pd
 
 from pyhisto.errors import ConfigError
 from pyhisto.metrics.intervals import Interval
-from pyhisto.mil.labels import UNKNOWN, LabelTable, Task
+from pyhisto.mil.labels import UNKNOWN, LabelTable, Task, row_finder
 from pyhisto.mil.metrics import figures
 
 __all__ = ["judge", "prediction_table", "read_predictions", "tasks_of", "with_labels", "write_predictions"]
@@ -61,10 +61,19 @@ def prediction_table(
 
 
 def write_predictions(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as CSV, all or nothing."""
+    """Write a table as CSV, all or nothing.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    table.to_csv(temporary, index=False, float_format="%.6g")
-    temporary.replace(path)
+    try:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error})", expected="a folder that can be written to") from error
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -112,7 +121,7 @@ def tasks_of(table: pd.DataFrame) -> tuple[Task, ...]:
 
 
 def with_labels(table: pd.DataFrame, labels: LabelTable) -> pd.DataFrame:
-    """Return a table with other true classes and patients.
+    """Return a table with other true classes and patients; slides are found with or without the ending of their file.
 
     Raises
     ------
@@ -120,8 +129,8 @@ def with_labels(table: pd.DataFrame, labels: LabelTable) -> pd.DataFrame:
         If the table has no probabilities of a label, or of other classes.
     """
     known = {task.name: task for task in tasks_of(table)}
-    rows = {slide: number for number, slide in enumerate(labels.slides)}
-    place = [rows.get(slide, -1) for slide in table["slide"]]
+    find = row_finder(labels.slides)
+    place = [-1 if row is None else row for row in map(find, table["slide"])]
     if max(place, default=-1) < 0:
         raise ConfigError("no slide of the predictions has a label", expected=f"slides such as {labels.slides[0]!r}")
     out = table.copy()

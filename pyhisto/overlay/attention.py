@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 from scipy.stats import rankdata
 
+from pyhisto.errors import MissingPixelSizeError
 from pyhisto.overlay.picture import Bounds, fit_view
+from pyhisto.overlay.scalebar import add_scale_bar
 from pyhisto.slide import Slide
 
 __all__ = ["attention_share", "draw_attention"]
 
 OPACITY = 0.5
-"""Of the colours over the slide."""
+"""Of the colours over the slide, which is grey beneath them: the pink of eosin would pass for much attention."""
+
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Of red, green and blue (ITU-R BT.601)."""
 
 
 def attention_share(attention: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -38,7 +45,8 @@ def draw_attention(
 ) -> npt.NDArray[np.uint8]:
     """Draw tiles in the colours of their attention over a slide: blue for the least, red for the most, by rank.
 
-    Where tiles overlap, the mean of their ranks counts.
+    Where tiles overlap, the mean of their ranks counts. A scale bar stands in the corner if the slide has a pixel size
+    and the picture is at least 80 px wide.
 
     Parameters
     ----------
@@ -73,5 +81,9 @@ def draw_attention(
         count[y0:y1, x0:x1] += 1
     covered = count > 0
     colors = colormaps["coolwarm"](total[covered] / count[covered])[:, :3] * 255
-    rgb[covered] = (1 - OPACITY) * rgb[covered] + OPACITY * colors
-    return np.floor(rgb + 0.5).clip(0, 255).astype(np.uint8)
+    rgb[covered] = (1 - OPACITY) * (rgb[covered] @ LUMINANCE)[:, None] + OPACITY * colors
+    drawn = np.floor(rgb + 0.5).clip(0, 255).astype(np.uint8)
+    if view.width >= 80:
+        with contextlib.suppress(MissingPixelSizeError):
+            drawn = add_scale_bar(drawn, slide.mpp[0] * view.downsample[0])
+    return drawn

@@ -36,7 +36,8 @@ def import_bags_command(source: Path, output: Path, encoder_name: str, **options
     """Make feature files and labels.csv of bags from elsewhere.
 
     SOURCE is a table with one instance a row (bag, label, features; CSV or separated by blanks, with or without a
-    header), or an npz or HDF5 file with features (n, d), bags (n,) or offsets, and labels.
+    header), an npz or HDF5 file with features (n, d), bags (n,) or offsets, and labels, or a file of the classical
+    benchmarks: .svm (instance:bag:label number:value) or .mat (features, bag_ids, labels; PRTools).
     """
     from pyhisto.features.plainbags import LABELS_FILE, PlainColumns, import_bags, read_plain_bags
 

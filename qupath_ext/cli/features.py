@@ -26,7 +26,7 @@ __all__ = ["features"]
     "--encoder",
     required=True,
     metavar="NAME|BUNDLE|FILE.pt",
-    help="resnet50-block3, densenet121, timm:<name>, a bundle's folder, or TorchScript with a .json beside it.",
+    help="resnet50-block3, densenet121, timm:<name>, pixels, a bundle's folder, or TorchScript with a .json beside it.",
 )
 @click.option(
     "--encoder-weights",

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
 from qupath_ext.cli.bagimport import import_bags_command
 from qupath_ext.cli.common import backend_option, device_option, open_for_command, wanted_entries
-
-if TYPE_CHECKING:
-    from qupath_ext.workflows.mil import LabelSource
+from qupath_ext.cli.labelsource import label_options, label_source
+from qupath_ext.cli.weak import weak
 
 __all__ = ["mil"]
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 features_argument = click.argument("features", metavar="FEATURES", type=click.Path(path_type=Path))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -33,42 +29,20 @@ def mil() -> None:
 
 
 mil.add_command(import_bags_command)
-
-
-def _label_options(command: F) -> F:
-    """Add the options that say where labels come from."""
-    options = (
-        click.option(
-            "--labels",
-            type=click.Path(path_type=Path),
-            help="CSV file with the columns slide, patient (if known) and one for each label.",
-        ),
-        click.option(
-            "--project", type=click.Path(path_type=Path), help="QuPath project; metadata of its images are the labels."
-        ),
-        click.option(
-            "--label",
-            "wanted",
-            multiple=True,
-            metavar="NAME[=A+B,C]",
-            help="Column or metadata to learn, with its classes where not each value is one; may be repeated.",
-        ),
-        click.option(
-            "--patient-key", default="Patient", show_default=True, help="Metadata of the project that name the patient."
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+mil.add_command(weak)
 
 
 @mil.command()
 @features_argument
-@_label_options
+@label_options
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder for the model and its figures.")
 @click.option("--head", default="abmil", show_default=True, help="Kind of model; an unknown one lists those there are.")
 @click.option(
-    "--set", "options", multiple=True, metavar="NAME=VALUE", help="Setting of the head, such as hidden=512; repeatable."
+    "--set",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Setting of the head, such as hidden=512 or prompt.weights=vit.pth; may be repeated.",
 )
 @click.option("--folds", type=click.IntRange(min=1), default=5, show_default=True, help="1: one model, on everything.")
 @click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Of the cross-validation.")
@@ -125,7 +99,7 @@ def train(features: Path, output: Path, as_json: bool, **options: Any) -> None:
     )
     wanted = SlideTraining(
         features,
-        _labels(options),
+        label_source(options),
         output,
         FoldPlan(options["folds"], options["repeats"], options["validation"], options["seed"]),
         settings,
@@ -168,6 +142,9 @@ def predict(features: Path, model: Path, as_json: bool, **options: Any) -> None:
 
     if options["project"] is None and options["output"] is None:
         raise ConfigError("nowhere to write to", expected="--project, --output or both")
+    if options["project"] is None and options["images"]:
+        raise ConfigError("--image without --project", remedy="name the project, or leave it out")
+    project = None if options["project"] is None else open_for_command(options["project"], options["backend"])
     bundle = load_slide_bundle(model, device=options["device"])
     document: dict[str, Any] = {"model": {"name": bundle.path.name, "sha256": bundle.sha256}}
     if options["output"] is not None:
@@ -179,10 +156,10 @@ def predict(features: Path, model: Path, as_json: bool, **options: Any) -> None:
             write_predictions(options["output"], table)
         document["predictions"] = str(options["output"])
         if not as_json:
-            click.echo(f"{len(table)} slides: {options['output']}")
+            click.echo(f"{len(table)} slides: {options['output']}{' (not written)' if options['dry_run'] else ''}")
     failed = False
-    if options["project"] is not None:
-        document |= _predict_into(features, bundle, as_json, options)
+    if project is not None:
+        document |= _predict_into(features, bundle, project, as_json, options)
         failed = bool(document["failed"])
     if as_json:
         click.echo(json.dumps(document, indent=2, ensure_ascii=False))
@@ -190,13 +167,12 @@ def predict(features: Path, model: Path, as_json: bool, **options: Any) -> None:
         sys.exit(1)
 
 
-def _predict_into(features: Path, bundle: Any, as_json: bool, options: dict[str, Any]) -> dict[str, Any]:
+def _predict_into(features: Path, bundle: Any, project: Any, as_json: bool, options: dict[str, Any]) -> dict[str, Any]:
     """Write into a project, and return what is to be printed as JSON."""
     from pyhisto.features.bags import list_bags
     from qupath_ext.cli.progress import StageProgress
     from qupath_ext.workflows.milpredict import LabelledSlide, label_slides
 
-    project = open_for_command(options["project"], options["backend"])
     entries = wanted_entries(project, options["images"])
     results, failures = [], []
     with StageProgress(enabled=sys.stderr.isatty() or not as_json, unit="slide") as progress:
@@ -227,7 +203,7 @@ def _predict_into(features: Path, bundle: Any, as_json: bool, options: dict[str,
 
 @mil.command()
 @click.argument("predictions", metavar="PREDICTIONS", type=click.Path(path_type=Path))
-@_label_options
+@label_options
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the intervals.")
 @backend_option
 @json_option
@@ -236,10 +212,13 @@ def evaluate(predictions: Path, seed: int, as_json: bool, **options: Any) -> Non
 
     The true classes are those in the file, or those of --labels or --project.
     """
+    from pyhisto.errors import ConfigError
     from qupath_ext.workflows.mil import described_figures, judge_predictions
 
     given = options["labels"] is not None or options["project"] is not None
-    figures = judge_predictions(predictions, _labels(options) if given else None, seed=seed)
+    if options["wanted"] and not given:
+        raise ConfigError("--label without labels", expected="--labels or --project")
+    figures = judge_predictions(predictions, label_source(options) if given else None, seed=seed)
     if as_json:
         click.echo(json.dumps({"figures": figures}, indent=2, ensure_ascii=False))
         return
@@ -247,24 +226,25 @@ def evaluate(predictions: Path, seed: int, as_json: bool, **options: Any) -> Non
         click.echo(line)
 
 
-def _labels(options: dict[str, Any]) -> LabelSource:
-    from qupath_ext.workflows.mil import LabelSource
-
-    project = None if options["project"] is None else open_for_command(options["project"], options["backend"])
-    return LabelSource(options["labels"], project, options["patient_key"], options["wanted"])
-
-
 def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Return NAME=VALUE as names with numbers."""
+    """Return NAME=VALUE as names with values, and NAME.PART=VALUE as names with such names; what is no JSON is text."""
     from pyhisto.errors import ConfigError
 
     out: dict[str, Any] = {}
     for text in texts:
-        name, _, value = text.partition("=")
+        name, equals, value = text.partition("=")
+        *groups, last = name.split(".")
+        inner = out
+        for group in groups:
+            inner = inner.setdefault(group, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"--set {text} beside a value for {group}", expected="one of them")
+        if not equals or not last:
+            raise ConfigError(f"--set {text}", expected="NAME=VALUE")
         try:
-            out[name] = json.loads(value)
-        except ValueError as error:
-            raise ConfigError(f"--set {text}", expected="NAME=NUMBER") from error
+            inner[last] = json.loads(value)
+        except ValueError:
+            inner[last] = value
     return out
 
 

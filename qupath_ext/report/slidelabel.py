@@ -89,7 +89,7 @@ def write_slide_page(path: Path, report: SlideLabelReport) -> None:
     """
     header = (
         f"<header><h1>{text(report.slide)}</h1>"
-        f'<p class="meta">{text(report.created)} <span class="badge">{DISCLAIMER}</span></p></header>'
+        f'<p class="meta">Slide labels, {text(report.created)} <span class="badge">{DISCLAIMER}</span></p></header>'
     )
     sections = [_label(report, view) for view in report.labels]
     made = f'<section class="made">{pairs("How it was made", "What", "Which", report.made_by)}</section>'
@@ -100,17 +100,21 @@ def _label(report: SlideLabelReport, view: LabelView) -> str:
     rows = [[text(name), decimal(value, 3)] for name, value in view.probabilities.items()]
     alt = f"Slide {report.slide}: tiles coloured by the attention for {view.task}."
     caption = (
-        "<strong>Attention.</strong> Tiles in the order of their attention: red got the most, blue the least. "
-        "Attention says where the model looked, not what it saw there."
+        '<strong>Attention.</strong> <span class="scale">least<i></i>most</span> Tiles in the order of their '
+        "attention. It says where the model looked, not what it saw there."
     )
     top = "".join(
-        figure(tile.png, f"Tile of rank {tile.rank}", f"{tile.rank}. {100 * tile.attention:.2g} % of the attention")
-        for tile in view.top
+        figure(tile.png, f"Tile of rank {tile.rank}", f"{tile.rank}: {_percent(tile.attention)}") for tile in view.top
     )
     return (
         f'<section class="slide"><h2>{text(view.task)}</h2>'
         + table(["Class", "Probability"], rows)
         + f'<div class="figures">{figure(view.heatmap_png, alt, caption)}</div>'
-        + f"<h3>The {len(view.top)} of {report.tiles} tiles with the most attention</h3>"
-        + f'<div class="figures">{top}</div></section>'
+        + f"<h3>The {len(view.top)} of {report.tiles} tiles with the most attention, and their share of it</h3>"
+        + f'<div class="tiles">{top}</div></section>'
     )
+
+
+def _percent(share: float) -> str:
+    """Return a share with two digits that count."""
+    return f"{100 * share:.2g} %" if share >= 1e-5 else "less than 0.001 %"

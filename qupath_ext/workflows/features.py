@@ -29,7 +29,7 @@ from qupath_ext.workflows.lanes import Crew, Progress
 from qupath_ext.workflows.regions import region_to_search, without_ignored
 from qupath_ext.workflows.surveys import entry_stains
 
-__all__ = ["Extracted", "FeatureSettings", "Normalisation", "extract_images"]
+__all__ = ["Extracted", "FeatureSettings", "Normalisation", "extract_images", "tile_region"]
 
 Normalisation = Literal["none", "macenko"]
 
@@ -202,7 +202,7 @@ def _extract(
         "entry_id": entry.id,
     }
     with open_slide(entry, settings.mpp) as slide:
-        region = _region(entry, slide, settings.region)
+        region = tile_region(entry, slide, settings.region)
         bag = extract_features(
             slide,
             encoder,
@@ -230,8 +230,21 @@ def _same(path: Path, wanted: dict[str, Any]) -> Bag:
     return bag
 
 
-def _region(entry: ImageEntry, slide: Slide, source: str) -> Any:
-    """Return where tiles are taken from, level-0 px."""
+def tile_region(entry: ImageEntry, slide: Slide, source: str) -> Any:
+    """Return where tiles are taken from, level-0 px.
+
+    Parameters
+    ----------
+    entry, slide
+        The image and its slide.
+    source
+        As ``region`` of :class:`FeatureSettings`.
+
+    Raises
+    ------
+    ProjectError
+        If there is no annotation of the class.
+    """
     area = image_area(entry, slide)
     drawn = to_slide_frame(entry.read_objects(), entry)
     if source == "tissue":

@@ -179,15 +179,15 @@ def _found(
     """Judge a slide; nothing is written yet."""
     begin = time.perf_counter()
     bundle.check(bag)
-    corners = bag.coords
+    sides = _sides(bag)
+    with open_slide(entry) as slide:
+        corners, area = bag.corners(slide.origin), image_area(entry, slide)
     if corners is None:
         raise ProjectError(f"{bag.path} does not say where its tiles lie", expected="their corners, level-0 px")
-    sides = _sides(bag)
     said = bundle.predict(bag.features)
     ownership = read_ownership(project, analysis, entry)
     replace = list(ownership.untouched)
-    with open_slide(entry) as slide:
-        found = cut_to(_objects(said, corners, sides, top), image_area(entry, slide))
+    found = cut_to(_objects(said, corners, sides, top), area)
     result = LabelledSlide(
         name=entry.name,
         entry_id=entry.id,

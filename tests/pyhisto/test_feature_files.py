@@ -9,6 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from scipy.io import savemat
+from scipy.sparse import csc_matrix
 
 from pyhisto.errors import ConfigError
 from pyhisto.features.bags import list_bags, new_bag, read_bag, write_bag
@@ -202,6 +204,62 @@ def test_arrays_that_make_no_sense(tmp_path: Path, arrays: dict[str, Any], found
     np.savez(tmp_path / "a.npz", features=STACKED, **arrays)
     with pytest.raises(ConfigError, match=found):
         read_plain_bags(tmp_path / "a.npz")
+
+
+SVM = """# instances of two pictures
+0:1:1 1:0.5 2:2 # the first
+1:1:1 1:0.75 2:4
+2:2:0 2:3 1:0.25
+"""
+
+
+def test_sparse_text_of_the_benchmarks(tmp_path: Path) -> None:
+    path = tmp_path / "a.svm"
+    path.write_text(SVM, "utf-8")
+    assert as_table(read_plain_bags(path)) == TWO
+    path.write_text(SVM.replace(" 1:0.25", "").replace("1:1:1 1", "1:1:1 0"), "utf-8")  # numbered from 0 in one line
+    assert [bag.features.tolist() for bag in read_plain_bags(path)] == [[[0, 0.5, 2], [0.75, 0, 4]], [[0, 0, 3]]]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("0:1 1:0.5\n", "line 1: '0:1 1:0.5'"),
+        ("# c\n0:1:1 1:a\n", "line 2: .*'a'"),
+        ("0:1:1 -1:2\n", "a negative number"),
+        ("0:1:1\n", "no features"),
+        ("0:1:1 1:2\n1:1:0 1:2\n", "bag '1' has the labels 0, 1"),
+    ],
+)
+def test_sparse_text_that_makes_no_sense(tmp_path: Path, text: str, found: str) -> None:
+    (tmp_path / "a.svm").write_text(text, "utf-8")
+    with pytest.raises(ConfigError, match=found):
+        read_plain_bags(tmp_path / "a.svm")
+
+
+def test_benchmarks_of_matlab(tmp_path: Path) -> None:
+    path, labels = tmp_path / "a.mat", np.array([[1, 1, -1]])
+    sparse = {"features": csc_matrix(STACKED.astype(float)), "labels": csc_matrix(labels.astype(float))}
+    savemat(path, {**sparse, "bag_ids": np.array([[1, 1, 2]], np.uint8), "class_name": "Tiger"})
+    wanted = [(name, {"0": "-1"}.get(label, label), *rest) for name, label, *rest in TWO]
+    assert as_table(read_plain_bags(path)) == wanted
+    names = np.array(["1", "1", "2"])  # as lines of characters, as cells, as numbers
+    for bags in (names, names.astype(object)[:, None], np.array([[1], [1], [2]])):
+        savemat(path, {"x": {"data": STACKED, "nlab": labels.T, "ident": {"milbag": bags}}})
+        assert as_table(read_plain_bags(path)) == wanted
+
+
+def test_files_of_matlab_that_make_no_sense(tmp_path: Path) -> None:
+    path = tmp_path / "a.mat"
+    savemat(path, {"features": STACKED, "labels": [1, 0]})
+    with pytest.raises(ConfigError, match=r"holds features, labels; expected features, bag_ids and labels"):
+        read_plain_bags(path)
+    savemat(path, {"features": STACKED, "labels": [1, 0], "bag_ids": [1, 1, 2]})
+    with pytest.raises(ConfigError, match="3 bags, 2 labels"):
+        read_plain_bags(path)
+    path.write_bytes(b"no such file")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_plain_bags(path)
 
 
 def test_bags_become_feature_files_and_labels(tmp_path: Path) -> None:

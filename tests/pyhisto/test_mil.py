@@ -20,7 +20,7 @@ from pyhisto.mil.bundle import SlideSpec, load_slide_bundle, save_slide_bundle
 from pyhisto.mil.crossval import FoldPlan, cross_validate
 from pyhisto.mil.data import BagReader, LabelledBags, label_bags
 from pyhisto.mil.folds import patient_folds, validation_part
-from pyhisto.mil.labels import UNKNOWN, label_table, read_labels
+from pyhisto.mil.labels import UNKNOWN, label_table, read_labels, row_finder
 from pyhisto.mil.metrics import figures
 from pyhisto.mil.model import build_slide_model
 from pyhisto.mil.predictions import judge, prediction_table, read_predictions, with_labels, write_predictions
@@ -78,6 +78,11 @@ def test_bags_find_their_labels(tmp_path: Path) -> None:
     assert found.labels.tolist() == [[0], [1]]
     assert "'s002'" in notes[0]
     assert "'zzz'" in notes[1]
+
+
+def test_slides_that_differ_in_their_ending_only() -> None:
+    find = row_finder(["a.svs", "a.tif", "b.svs", "c"])
+    assert [find(name) for name in ("a.svs", "a.tif", "a", "b", "b.tif", "c.svs", "d")] == [0, 1, None, 2, 2, 3, None]
 
 
 def test_bags_of_two_encoders_are_refused(tmp_path: Path) -> None:
@@ -215,6 +220,10 @@ def test_a_table_of_predictions_and_back(tmp_path: Path) -> None:
     other = label_table(list("ab"), ["", ""], [{"l": "yes"}, {"l": "no"}], ["l=no,yes"])
     (turned,) = judge(with_labels(read_predictions(path), other), resamples=10)
     assert (turned["slides"], turned["AUROC"]["value"]) == (2, 0)
+    named = label_table(["a.svs", "b.svs"], ["", ""], [{"l": "yes"}, {"l": "no"}], ["l=no,yes"])
+    assert with_labels(rows, named)["label l"].tolist() == ["yes", "no", "", ""]
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_predictions(tmp_path / "none" / "p.csv", rows)
     with pytest.raises(ConfigError, match="label 'l' with the classes"):
         with_labels(rows, label_table(list("ab"), ["", ""], [{"l": "1"}, {"l": "0"}], ["l"]))
     path.write_text("slide,p\n1,2\n")

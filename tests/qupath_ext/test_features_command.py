@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +104,25 @@ def test_a_bad_slide_does_not_stop_the_others(project: Project, made: Path, tmp_
     assert [failure["image"] for failure in document["failed"]] == ["lost.tif"]
     ids = [project.entries[0].id, project.entries[2].id]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"slide.tif-{id_}.h5" for id_ in ids]
+
+
+def test_a_run_that_was_killed_goes_on(project: Project, made: Path, tmp_path: Path) -> None:
+    project.add_image(made / "slide.tif", name="second")
+    options = ("--region", "image", "--batch-size", "7")  # 15 tiles and the corner to be ignored: three batches a slide
+    arguments = ["pyhisto.features.encoders", "Encoder.encode", "5", "features", project.path.parent]
+    arguments += ["--output", tmp_path / "out", "--encoder", made / "colour.pt", *options]
+    program = Path(__file__).with_name("killed_command.py")
+    killed = subprocess.run([sys.executable, program, *map(str, arguments)], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert [path.name for path in (tmp_path / "out").glob("*.h5")] == ["slide.tif.h5"]
+    resumed = run(project, made, tmp_path / "out", *options)
+    assert resumed.exit_code == 0, resumed.output
+    assert [image["existed"] for image in json.loads(resumed.stdout)["images"]] == [True, False]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["second.h5", "slide.tif.h5"]
+    assert run(project, made, tmp_path / "whole", *options).exit_code == 0
+    for bag, other in zip(list_bags(tmp_path / "out"), list_bags(tmp_path / "whole"), strict=True):
+        assert bag.features.tolist() == other.features.tolist()
+        assert bag.attributes.keys() == other.attributes.keys()
 
 
 def test_macenko(project: Project, made: Path, tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from pyhisto.features.bags import write_bag
+from pyhisto.features.bags import list_bags, write_bag
 from pyhisto.mil.bundle import load_slide_bundle
 from pyhisto.mil.predictions import read_predictions
+from pyhisto.models.mil import HEADS
+from pyhisto.slide import Slide
 from qupath_ext.cli import main
 from qupath_ext.project import Project, create_project, open_project
 from qupath_ext.runs.record import list_runs
@@ -52,9 +57,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path, output: str, *options: object) -> Result:
-    common = ("--labels", folder / "labels.csv", "--label", "signature=low,high", "--output", folder / output)
+    return run(*training(folder, folder / output), *options)
+
+
+def training(folder: Path, output: Path) -> tuple[object, ...]:
+    common = ("--labels", folder / "labels.csv", "--label", "signature=low,high", "--output", output)
     quick = ("--head", "abmil", "--set", "hidden=0", "--set", "attention=8", "--folds", 3, "--epochs", 25)
-    return run("train", folder / "features", *common, *quick, "--learning-rate", 0.02, *options)
+    return ("train", folder / "features", *common, *quick, "--learning-rate", 0.02)
 
 
 @pytest.fixture
@@ -91,6 +100,58 @@ def test_training_leaves_a_model_and_its_figures(trained: Path) -> None:
     assert "exists already" in again.output
 
 
+def test_a_training_that_was_killed_goes_on_to_the_same_model(trained: Path, tmp_path: Path) -> None:
+    # 30 epochs are in the second fold: 25 at most are in the first, and 16 at least
+    arguments = ("pyhisto.mil.train", "train_epoch", 30, "mil", *training(trained, tmp_path / "out"))
+    program = Path(__file__).with_name("killed_command.py")
+    killed = subprocess.run([sys.executable, program, *map(str, arguments)], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (tmp_path / "out" / "model").exists()
+    resumed = run(*training(trained, tmp_path / "out"))
+    assert resumed.exit_code == 0, resumed.output
+    assert "fold 0" not in resumed.output  # was trained before
+    assert "fold 1, epoch 1:" not in resumed.output
+    assert "fold 2, epoch 1:" in resumed.output
+    for name in ("predictions.csv", "metrics.json", "repeat-0/fold-1/curve.csv", "model/models/model.pt"):
+        again, once = ((folder / name).read_bytes() for folder in (tmp_path / "out", trained / "out"))
+        assert again == once, name
+
+
+OF_HEADS = {
+    "transmil": ("hidden=16",),
+    "prompt-mil": (
+        *("prompt.weights=random", "prompt.head=clam-sb", "prompt.tile_px=4", "prompt.patch_px=2", "prompt.width=8"),
+        *("prompt.layers=1", "prompt.heads=2", "prompt.length=2", "hidden=4", "prompt.mean=[0, 0, 0.5]"),
+    ),
+}
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_every_head_by_the_command(tmp_path: Path, head: str) -> None:
+    """Two bags of tiles of 4 px, as wide as the head with an encoder of its own wants them."""
+    (tmp_path / "bags").mkdir()
+    for name, seed in (("no", 0), ("yes", 1)):
+        tiles = np.random.default_rng(seed).integers(0, 256, (5, 48)).astype(np.float32)
+        write_bag(tmp_path / "bags" / f"{name}.h5", tiles, attributes=ENCODER)
+    (tmp_path / "labels.csv").write_text("slide,label\nno,no\nyes,yes\n")
+    sets = [word for text in OF_HEADS.get(head, ()) for word in ("--set", text)]
+    scaling = "--unscaled" if head == "prompt-mil" else "--scaled"
+    common = ("--labels", tmp_path / "labels.csv", "--output", tmp_path / "out", "--head", head, scaling, *sets)
+    result = run("train", tmp_path / "bags", *common, "--folds", 1, "--validation", 0, "--epochs", 2)
+    assert result.exit_code == 0, result.output
+    bundle = load_slide_bundle(tmp_path / "out" / "model")
+    assert bundle.spec.head == head
+    if head == "prompt-mil":
+        prompt = bundle.spec.options.prompt
+        assert (prompt.head, prompt.width, prompt.length, prompt.mean) == ("clam-sb", 8, 2, (0, 0, 0.5))
+    done = run("predict", tmp_path / "bags", "--model", bundle.path, "--output", tmp_path / "p.csv")
+    assert done.exit_code == 0, done.output
+    table = read_predictions(tmp_path / "p.csv")
+    (said,) = bundle.predict(list_bags(tmp_path / "bags")[1].features)
+    assert said.attention.sum() == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(table[["p label=no", "p label=yes"]].to_numpy()[1], said.probabilities, atol=1e-5)
+
+
 def test_evaluating_predictions(trained: Path, tmp_path: Path) -> None:
     result = run("evaluate", trained / "out" / "predictions.csv")
     assert result.exit_code == 0, result.output
@@ -101,9 +162,9 @@ def test_evaluating_predictions(trained: Path, tmp_path: Path) -> None:
     unknown = run("evaluate", output)
     assert unknown.exit_code == 2
     assert "no true classes" in unknown.output
-    labels = tmp_path / "labels.csv"
-    rows = (trained / "labels.csv").read_text("utf-8").replace(".svs", "")
-    labels.write_text(rows, "utf-8")
+    labels = trained / "labels.csv"  # whose names end in .svs
+    alone = run("evaluate", output, "--label", "signature")
+    assert "--label without labels" in alone.output
     judged = run("evaluate", output, "--labels", labels, "--label", "signature=low,high", "--json")
     assert judged.exit_code == 0, judged.output
     (figures,) = json.loads(judged.stdout)["figures"]
@@ -141,12 +202,37 @@ def test_attention_in_a_project_and_undone(trained: Path, project: Project, slid
     page = (written.folder / "slides" / f"{entry.id}.html").read_text("utf-8")
     assert "slide one" in page
     assert page.count("<figure>") == 4
+    assert f"1: {100 * by_rank['MIL: attention'].iloc[0]:.2g} %" in page
     assert (written.folder / "slides" / f"{entry.id}-1.png").read_bytes()[1:4] == b"PNG"
     undone = CliRunner().invoke(main, ["runs", "undo", str(folder), "latest"])
     assert undone.exit_code == 0, undone.output
     entry = open_project(folder).entries[0]
     assert len(entry.read_objects()) == 0
     assert entry.metadata == {"Patient": "X", "MIL signature: low": "mine"}
+
+
+def test_nothing_is_written_if_the_project_is_none(trained: Path, slides: Path, tmp_path: Path) -> None:
+    arguments = ("predict", slides, "--model", trained / "out" / "model", "--output", tmp_path / "p.csv")
+    for more, words in ((("--project", tmp_path / "none"), "none"), (("--image", "x"), "--image without --project")):
+        result = run(*arguments, *more)
+        assert result.exit_code == 2
+        assert words in result.output
+    assert "(not written)" in run(*arguments, "--dry-run").output
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_files_of_others_count_from_the_corner_of_the_file(
+    trained: Path, project: Project, slides: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Slide, "origin", (8, 12))  # as of a slide that is cropped to its bounds
+    folder = project.path.parent
+    arguments = ("predict", slides, "--model", trained / "out" / "model", "--project", folder, "--top", 0)
+    for said, corner in (({}, (24, 20)), ({"origin": (8, 12)}, (32, 32))):
+        write_bag(slides / "a.h5", features(9, positive=True), CORNERS, {**ENCODER, "name": "slide one", **said})
+        assert run(*arguments).exit_code == 0
+        tiles = open_project(folder).entries[0].read_objects()
+        boxes = {tuple(shape.bounds) for shape in tiles.geometry}
+        assert (*corner, corner[0] + SIDE, corner[1] + SIDE) in boxes
 
 
 def test_a_second_run_replaces_the_first(trained: Path, project: Project, slides: Path) -> None:
@@ -226,7 +312,10 @@ def test_an_external_set(trained: Path, tmp_path: Path) -> None:
     ("options", "words"),
     [
         (("--head", "none"), "unknown head"),
-        (("--set", "hidden=wide"), "NAME=NUMBER"),
+        (("--set", "hidden=wide"), "hidden is 'wide'; expected a value of the type int"),
+        (("--set", "hidden"), "--set hidden; expected NAME=VALUE"),
+        (("--set", "prompt.width=wide"), "width is 'wide'; expected a value of the type int"),
+        (("--set", "prompt=1", "--set", "prompt.width=4"), "beside a value for prompt"),
         (("--set", "width=3"), "unknown key 'width'"),
         (("--learning-rate", "2"), "learning rate of 2.0"),
         (("--external-labels", "x.csv"), "external features or labels alone"),
