@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from pyhisto.loops import outlines
+from pyhisto.loops import outlines, shapes
 
 __all__ = ["Contours", "concat_contours", "select_contours", "simplify_contours", "smooth_contours", "trace_labels"]
 
@@ -48,19 +48,23 @@ class Contours:
 
     def areas(self) -> FloatArray:
         """Area inside each outline by the shoelace formula, px², float64 (n,)."""
-        return outlines.lengths_and_areas(self.xy, self.offsets)[1]
+        return shapes.lengths_and_areas(self.xy, self.offsets)[1]
 
     def perimeters(self) -> FloatArray:
         """Length of each outline, px, float64 (n,)."""
-        return outlines.lengths_and_areas(self.xy, self.offsets)[0]
+        return shapes.lengths_and_areas(self.xy, self.offsets)[0]
 
     def scaled(self, scale: tuple[float, float], origin: tuple[float, float]) -> Contours:
         """Return the outlines in another frame: ``xy * scale + origin``."""
-        return Contours(self.xy * np.asarray(scale) + np.asarray(origin), self.offsets)
+        return self._placed(scale, np.broadcast_to(np.asarray(origin, dtype=np.float64), (len(self), 2)))
 
     def moved(self, by: FloatArray) -> Contours:
         """Return the outlines moved by float64 (n, 2), x and y of each."""
-        return Contours(self.xy + np.repeat(by, self.counts, axis=0), self.offsets)
+        return self._placed((1.0, 1.0), by)
+
+    def _placed(self, scale: tuple[float, float], origin: FloatArray) -> Contours:
+        step = np.array(scale, dtype=np.float64)
+        return Contours(outlines.placed(self.xy, self.offsets, step, np.ascontiguousarray(origin)), self.offsets)
 
     def first_points(self) -> FloatArray:
         """Return the first point of each outline, float64 (n, 2); 0 for one without points."""
@@ -74,19 +78,16 @@ class Contours:
 
         Repair may split an outline; its largest part is kept.
         """
-        out = np.full(len(self), None, dtype=object)
-        enough = np.flatnonzero(self.counts >= 3)
-        if not len(enough):
-            return out
-        chosen = select_contours(self, enough)
-        # rings want their first point again at the end
-        closed = np.insert(chosen.xy, chosen.offsets[1:], chosen.xy[chosen.offsets[:-1]], axis=0)
-        each = np.arange(len(chosen) + 1)
-        rings = shapely.from_ragged_array(shapely.GeometryType.POLYGON, closed, (chosen.offsets + each, each))
-        broken = np.flatnonzero(~shapely.is_valid(rings))
-        for i in broken:
+        enough = self.counts >= 3
+        whole = self if enough.all() else select_contours(self, np.flatnonzero(enough))
+        xy, offsets = outlines.closed(whole.xy, whole.offsets)
+        each = np.arange(len(whole) + 1)
+        rings = shapely.from_ragged_array(shapely.GeometryType.POLYGON, xy, (offsets, each))
+        unclear = np.flatnonzero(~shapes.run_around(whole.xy, whole.offsets))
+        for i in unclear[~shapely.is_valid(rings[unclear])]:
             parts = [p for p in shapely.get_parts(shapely.make_valid(rings[i])) if p.geom_type == "Polygon"]
             rings[i] = max(parts, key=lambda part: part.area) if parts else None
+        out = np.full(len(self), None, dtype=object)
         out[enough] = rings
         return out
 

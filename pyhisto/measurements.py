@@ -23,9 +23,11 @@ import pandas as pd
 
 from pyhisto.contours import Contours, smooth_contours, trace_labels
 from pyhisto.errors import ConfigError
-from pyhisto.loops import outlines, regions
+from pyhisto.loops import regions, shapes
+from pyhisto.loops.statistics import cell_statistics
+from pyhisto.loops.statistics import statistics as statistics_of
 
-__all__ = ["expand_cells", "measure_cells", "measure_intensities", "measure_shapes"]
+__all__ = ["cell_measurements", "expand_cells", "measure_cells", "measure_intensities", "measure_shapes"]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 Labels: TypeAlias = npt.NDArray[np.integer[Any]]
@@ -79,37 +81,69 @@ def measure_cells(
     ConfigError
         If the images differ in shape.
     """
-    n = int(nuclei.max(initial=0)) if nucleus_contours is None else len(nucleus_contours)
     _check_shapes(nuclei, channels, cells)
+    n = int(nuclei.max(initial=0)) if nucleus_contours is None else len(nucleus_contours)
     if nucleus_contours is None:
         nucleus_contours = smooth_contours(trace_labels(nuclei, n))
-    shapes = measure_shapes(nucleus_contours, pixel_size_um)
-    columns = {f"Nucleus: {name}": values for name, values in shapes.items()}
-    if cells is None:
-        columns |= measure_intensities(nuclei, channels, n, prefix="Nucleus: ", statistics=NUCLEUS_STATISTICS)
-    else:
-        if cell_contours is None:
-            cell_contours = smooth_contours(trace_labels(cells, n))
-        cell_shapes = measure_shapes(cell_contours, pixel_size_um)
-        found = {
-            name: regions.cell_statistics(nuclei, cells, np.ascontiguousarray(image), n)
-            for name, image in channels.items()
-        }
-        columns |= _named(found, 0, "Nucleus: ", NUCLEUS_STATISTICS)
-        columns |= {f"Cell: {name}": values for name, values in cell_shapes.items()}
-        columns |= _named(found, 1, "Cell: ", CELL_STATISTICS)
-        columns |= _named(found, 2, "Cytoplasm: ", CELL_STATISTICS)
-        inner, outer = (contours.areas() for contours in drawn or (nucleus_contours, cell_contours))
-        ratio = np.divide(inner, outer, out=np.full(n, np.nan), where=outer > 0)
-        columns["Nucleus/Cell area ratio"] = np.minimum(ratio, 1.0)
+    if cells is not None and cell_contours is None:
+        cell_contours = smooth_contours(trace_labels(cells, n))
+    columns = cell_measurements(
+        nuclei,
+        tuple(channels),
+        np.stack(list(channels.values())) if channels else np.empty((0, *nuclei.shape), dtype=np.float32),
+        pixel_size_um=pixel_size_um,
+        nucleus_contours=nucleus_contours,
+        cells=None if cells is None or cell_contours is None else (cells, cell_contours),
+        drawn=drawn,
+    )
     return pd.DataFrame(columns, index=pd.RangeIndex(1, n + 1, name="label"))
 
 
-def _named(found: Mapping[str, FloatArray], part: int, prefix: str, statistics: Sequence[str]) -> dict[str, FloatArray]:
-    """Return the statistics of a part of the cells in every channel under their names."""
+def cell_measurements(
+    nuclei: Labels,
+    names: Sequence[str],
+    images: npt.NDArray[np.floating[Any]],
+    *,
+    pixel_size_um: float,
+    nucleus_contours: Contours,
+    cells: tuple[Labels, Contours] | None = None,
+    drawn: tuple[Contours, Contours] | None = None,
+) -> dict[str, FloatArray]:
+    """Return the columns of :func:`measure_cells` for the first n labels, float64 (n,) each.
+
+    Parameters
+    ----------
+    nuclei, pixel_size_um, drawn
+        As in :func:`measure_cells`; labels above n are passed over.
+    names, images
+        Names of the channels, and the images themselves, float (k, H, W).
+    nucleus_contours
+        n smoothed outlines in pixels.
+    cells
+        The cells as labels, and their n smoothed outlines.
+    """
+    n = len(nucleus_contours)
+    columns = {f"Nucleus: {name}": v for name, v in measure_shapes(nucleus_contours, pixel_size_um).items()}
+    if cells is None:
+        found = statistics_of(np.ascontiguousarray(nuclei), images, n)
+        return columns | _named(names, found, "Nucleus: ", NUCLEUS_STATISTICS)
+    labels, cell_contours = cells
+    found = cell_statistics(nuclei, labels, images, n)
+    columns |= _named(names, found[:, 0], "Nucleus: ", NUCLEUS_STATISTICS)
+    columns |= {f"Cell: {name}": v for name, v in measure_shapes(cell_contours, pixel_size_um).items()}
+    columns |= _named(names, found[:, 1], "Cell: ", CELL_STATISTICS)
+    columns |= _named(names, found[:, 2], "Cytoplasm: ", CELL_STATISTICS)
+    inner, outer = (contours.areas() for contours in drawn or (nucleus_contours, cell_contours))
+    ratio = np.divide(inner, outer, out=np.full(n, np.nan), where=outer > 0)
+    columns["Nucleus/Cell area ratio"] = np.minimum(ratio, 1.0)
+    return columns
+
+
+def _named(names: Sequence[str], found: FloatArray, prefix: str, statistics: Sequence[str]) -> dict[str, FloatArray]:
+    """Return statistics of every channel, float64 (k, n, 6), under their names."""
     return {
-        f"{prefix}{name} {key}": table[part, :, NUCLEUS_STATISTICS.index(key)]
-        for name, table in found.items()
+        f"{prefix}{name} {key}": table[:, NUCLEUS_STATISTICS.index(key)]
+        for name, table in zip(names, found, strict=True)
         for key in statistics
     }
 
@@ -149,11 +183,10 @@ def measure_intensities(
     dict
         ``"<prefix><channel> <statistic>"`` to float64 (n,); NaN for labels without pixels.
     """
-    out: dict[str, FloatArray] = {}
-    for name, image in channels.items():
-        found = regions.statistics(np.ascontiguousarray(labels), np.ascontiguousarray(image), n)
-        out |= {f"{prefix}{name} {key}": found[:, NUCLEUS_STATISTICS.index(key)] for key in statistics}
-    return out
+    if not channels:
+        return {}
+    found = statistics_of(np.ascontiguousarray(labels), np.stack(list(channels.values())), n)
+    return _named(tuple(channels), found, prefix, statistics)
 
 
 def measure_shapes(contours: Contours, pixel_size_um: float) -> dict[str, FloatArray]:
@@ -173,7 +206,7 @@ def measure_shapes(contours: Contours, pixel_size_um: float) -> dict[str, FloatA
         perimeter², at most 1), ``Max caliper``, ``Min caliper`` (µm; Feret diameters), ``Eccentricity`` (of the
         ellipse with the same second moments as those pixels): float64 (n,) each, NaN where an outline has no pixel.
     """
-    count, variance_x, variance_y, covariance = outlines.moments(contours.xy, contours.offsets).T
+    count, variance_x, variance_y, covariance = shapes.moments(contours.xy, contours.offsets).T
     area = count * pixel_size_um**2
     perimeter = contours.perimeters() * pixel_size_um
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -181,7 +214,7 @@ def measure_shapes(contours: Contours, pixel_size_um: float) -> dict[str, FloatA
         middle = (variance_x + variance_y) / 2
         swing = np.sqrt(((variance_x - variance_y) / 2) ** 2 + covariance**2)
         eccentricity = np.sqrt(np.clip(2 * swing / (middle + swing), 0, 1))
-    longest, narrowest = outlines.calipers(contours.xy, contours.offsets).T
+    longest, narrowest = shapes.calipers(contours.xy, contours.offsets).T
     return {
         "Area": area,
         "Perimeter": perimeter,
@@ -210,7 +243,7 @@ def expand_cells(nuclei: Labels, radius_px: float) -> npt.NDArray[np.int32]:
     numpy.ndarray
         int32 (H, W), the labels of `nuclei`.
     """
-    labels = nuclei.astype(np.int32)
+    labels = np.ascontiguousarray(nuclei, dtype=np.int32)
     if radius_px <= 0 or not labels.any():
         return labels
     return regions.expanded(labels, radius_px)

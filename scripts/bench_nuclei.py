@@ -1,7 +1,8 @@
-"""How long the post-processing of many nuclei takes: peaks, classes, outlines, seams, measurements, objects.
+"""How much CPU time the post-processing of many nuclei takes: peaks, classes, outlines, seams, measurements, objects.
 
 Probabilities and colours are those of a made-up tissue that repeats itself; they are laid out window by window, so that
-the slide may be of any size. What is measured is CPU time, without the making of the windows.
+the slide may be of any size. What is measured is CPU time, user and system, of every stage and of all, without the
+making of the windows. The first run compiles the loops and keeps the machine code; that is not measured.
 
     python scripts/bench_nuclei.py --nuclei 1000000 --density 5000
 """
@@ -12,13 +13,17 @@ import argparse
 import math
 import resource
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.ndimage as ndi
 
+from pyhisto.contours import Contours
 from pyhisto.inference import Frame, PredictedWindow
+from pyhisto.nuclei import network
 from pyhisto.nuclei.network import CellFinder
 from pyhisto.stain import H_DAB
 
@@ -30,6 +35,18 @@ POSTPROCESSING = {"threshold": 0.35, "sigma_um": 1.0, "min_distance_um": 3.0, "r
 EXPANSION_UM = 5.0
 CLASSES = ("Tumor: Positive", "Tumor: Negative")
 REACH_PX = 16
+
+STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
+    "peaks": ((network, "nucleus_probability"), (network, "find_peaks")),
+    "nuclei": ((network, "darkness"), (network, "label_peaks")),
+    "growth": ((network, "expand_cells"),),
+    "outlines": ((network, "trace_labels"), (network, "smooth_contours"), (network, "simplify_contours")),
+    "measurements": ((network, "stain_images"), (network, "cell_measurements")),
+    "classes": ((network.loops, "votes"),),
+    "polygons": ((Contours, "polygons"),),
+    "table": ((network, "make_objects"),),
+}
+"""What is done in turn, and the functions that do it; none of them calls another of them."""
 
 
 def pattern(density: float, seed: int = 0) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], int]:
@@ -88,6 +105,24 @@ def windows(
         yield PredictedWindow(number, frame, read, (x0, y0, x0 + side, y0 + side), seen, chance, wanted)
 
 
+def timed(function: Callable[..., Any], stage: str, spent: Counter[str]) -> Callable[..., Any]:
+    """Return a function that adds its CPU time, s, to that of a stage."""
+
+    def measured(*arguments: Any, **options: Any) -> Any:
+        begin = time.process_time()
+        try:
+            return function(*arguments, **options)
+        finally:
+            spent[stage] += time.process_time() - begin
+
+    return measured
+
+
+def memory_mb() -> float:
+    """Return the greatest memory that this process had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def main() -> None:
     """Run the benchmark and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,23 +136,27 @@ def main() -> None:
     rows = max(1, math.ceil(needed * needed / columns))
     finder = CellFinder(H_DAB, MPP, POSTPROCESSING, EXPANSION_UM / MPP)
     warm = CellFinder(H_DAB, MPP, POSTPROCESSING, EXPANSION_UM / MPP)
-    warm.add(next(windows(rgb, probability, 1, 1, 512, 0)))  # compiles, or loads what was compiled
+    warm.add(list(windows(rgb, probability, 3, 3, 256, finder.margin))[4])  # compiles, or loads what was compiled
     warm.objects(CLASSES)
-    spent = 0.0
+    spent: Counter[str] = Counter()
+    for stage, functions in STAGES.items():
+        for owner, name in functions:
+            setattr(owner, name, timed(getattr(owner, name), stage, spent))
+    total = 0.0
     for window in windows(rgb, probability, columns, rows, arguments.window, finder.margin):
         begin = time.process_time()
         finder.add(window)
-        spent += time.process_time() - begin
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        total += time.process_time() - begin
+    before = memory_mb()
     begin = time.process_time()
-    objects = finder.objects(CLASSES)
-    table = time.process_time() - begin
-    n = len(objects)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{n} cells on {columns * arguments.window} x {rows * arguments.window} px at {MPP} µm/px")
-    print(f"{'windows':<12}{spent:8.1f} s  {spent / n * 1e6:6.1f} µs a cell   peak memory {before:6.0f} MB")
-    print(f"{'objects':<12}{table:8.1f} s  {table / n * 1e6:6.1f} µs a cell   peak memory {peak:6.0f} MB")
-    print(f"{'together':<12}{spent + table:8.1f} s  {(spent + table) * 1e6 / n:6.1f} s for 1,000,000 cells")
+    n = len(finder.objects(CLASSES))
+    total += time.process_time() - begin
+    spent["all else"] = total - sum(spent.values())
+    print(f"{n:,} cells on {columns * arguments.window} x {rows * arguments.window} px at {MPP} µm/px")
+    print(f"peak memory {before:.0f} MB after the windows, {memory_mb():.0f} MB with the objects")
+    print(f"{'stage':<14}{'CPU s':>8}{'CPU s for 1,000,000 cells':>28}")
+    for stage, seconds in [*spent.items(), ("together", total)]:
+        print(f"{stage:<14}{seconds:8.1f}{seconds / n * 1e6:28.1f}")
 
 
 if __name__ == "__main__":

@@ -89,20 +89,32 @@ def find_peaks(image: FloatImage, distance: int, threshold: float) -> npt.NDArra
     """
     height, width = image.shape
     found = np.empty((height * width // 4 + 4, 2), dtype=np.int64)
+    high = np.zeros((width + 7) // 8 * 8, dtype=np.bool_)
+    eights = high.view(np.uint64)
+    least = np.float32(threshold)
     n = 0
     for y in range(height):
-        for x in range(width):
-            value = image[y, x]
-            if value > threshold and _is_highest(image, y, x, distance) and n < len(found):
-                lone = True
-                back = n - 1
-                while lone and back >= 0 and y - found[back, 0] < distance:
-                    lone = abs(found[back, 1] - x) >= distance
-                    back -= 1
-                if lone:
-                    found[n, 0], found[n, 1] = y, x
-                    n += 1
+        row, above, below = image[y], image[max(y - 1, 0)], image[min(y + 1, height - 1)]
+        for x in range(width):  # few pixels are as high as those above and below
+            high[x] = (row[x] > least) & (row[x] >= above[x]) & (row[x] >= below[x])
+        for eight in range(len(eights)):
+            if eights[eight] != 0:
+                for x in range(8 * eight, min(8 * eight + 8, width)):
+                    if high[x] and _is_highest(image, y, x, distance) and n < len(found):
+                        n = _with_lone(found, n, y, x, distance)
     return found[:n].copy()
+
+
+@compiled
+def _with_lone(found: npt.NDArray[np.int64], n: int, y: int, x: int, distance: int) -> int:
+    """Write a peak down if none before it is near; return how many there are."""
+    back = n - 1
+    while back >= 0 and y - found[back, 0] < distance:
+        if abs(found[back, 1] - x) < distance:
+            return n
+        back -= 1
+    found[n, 0], found[n, 1] = y, x
+    return n + 1
 
 
 @compiled
@@ -160,11 +172,14 @@ def quantised(image: FloatImage, where: npt.NDArray[np.bool_], levels: int) -> L
     """
     height, width = image.shape
     out = np.full((height + 2, width + 2), -1, dtype=np.int32)
+    none, most, outside = np.float32(0), np.float32(levels - 1), np.int32(-1)
     for y in range(height):
         row, values, here = out[y + 1, 1:-1], image[y], where[y]
         for x in range(width):
-            level = int((np.float32(1) - values[x]) * np.float32(levels - 1))
-            row[x] = min(max(level, 0), levels - 1) if here[x] else -1
+            level = (np.float32(1) - values[x]) * most
+            level = level if level > none else none
+            level = level if level < most else most
+            row[x] = np.int32(level) if here[x] else outside
     return out
 
 
@@ -222,12 +237,12 @@ def core_means(darkness: FloatImage, ground: FloatImage, core: Labels, n: int, s
 def stained_part(territory: Labels, core: Labels, darkness: FloatImage, level: Table) -> Labels:
     """Return the pixels of each territory (labels above 0) in its core or darker than its level, int32 (H, W)."""
     height, width = core.shape
-    out = np.zeros((height, width), dtype=np.int32)
+    out = np.empty((height, width), dtype=np.int32)
     for y in range(height):
+        own, middle, values, mine = territory[y], core[y], darkness[y], out[y]
         for x in range(width):
-            label = territory[y, x]
-            if label > 0 and (core[y, x] > 0 or darkness[y, x] > level[label - 1]):
-                out[y, x] = label
+            label = own[x]
+            mine[x] = label if label > 0 and (middle[x] > 0 or values[x] > level[label - 1]) else 0
     return out
 
 
@@ -252,22 +267,22 @@ def opened(labels: Labels, core: Labels) -> Labels:
         left, right = inner[y + 1, :-2], inner[y + 1, 2:]
         for x in range(width):
             stays = (middle[x] > 0) | here[x] | up[x] | down[x] | left[x] | right[x]
-            mine[x] = own[x] if stays else 0
+            mine[x] = own[x] * stays
     return out
 
 
 @compiled
 def whole_parts(labels: Labels, core: Labels, n: int) -> Labels:
-    """Keep of each label the 4-connected parts that hold some of its core, and fill their holes."""
-    out = np.zeros_like(labels)
-    boxes, plain = _boxes(labels, n)
+    """Keep of each label the 4-connected parts that hold some of its core, and fill their holes.
+
+    A hole belongs to the lowest of the labels around it.
+    """
+    out = labels.copy()
+    boxes, plain = _boxes(labels, core, n)
     window = np.empty(0, dtype=np.uint8)
     for label in range(1, n + 1):
         top, left, bottom, right = boxes[label]
-        if bottom < top:
-            continue
-        if plain[label] and _has_core(core, boxes[label], label):
-            _copy(out, labels, boxes[label], label)
+        if plain[label] or bottom < top:
             continue
         wide = right - left + 5
         size = wide * (bottom - top + 5)
@@ -279,14 +294,17 @@ def whole_parts(labels: Labels, core: Labels, n: int) -> Labels:
         _connect(window, stack, wide, size, _GROUND, _AROUND)
         for y in range(top, bottom + 1):
             for x in range(left, right + 1):
-                if window[(y - top + 2) * wide + x - left + 2] != _AROUND and out[y, x] == 0:
+                inside = window[(y - top + 2) * wide + x - left + 2] != _AROUND
+                if inside and (out[y, x] == 0 or out[y, x] > label):
                     out[y, x] = label
+                elif not inside and out[y, x] == label:
+                    out[y, x] = 0
     return out
 
 
 @compiled
-def _boxes(labels: Labels, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Return the boxes of labels 1 to n, and which of them are connected and without holes at first sight.
+def _boxes(labels: Labels, core: Labels, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return the boxes of labels 1 to n, and which are connected, without holes and with a core at first sight.
 
     int64 (n + 1, 4): top, left, bottom and right; bottom above top where there is none. bool (n + 1,): a label has one
     run of pixels in each row, beside the one above.
@@ -294,9 +312,10 @@ def _boxes(labels: Labels, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[n
     box = np.empty((n + 1, 4), dtype=np.int64)
     for label in range(n + 1):
         box[label, 0], box[label, 1], box[label, 2], box[label, 3] = labels.shape[0], labels.shape[1], -1, -1
-    plain, last = np.ones(n + 1, dtype=np.bool_), np.zeros((n + 1, 2), dtype=np.int64)
+    plain, cored = np.ones(n + 1, dtype=np.bool_), np.zeros(n + 1, dtype=np.bool_)
+    last = np.zeros((n + 1, 2), dtype=np.int64)
     for y in range(labels.shape[0]):
-        row = labels[y]
+        row, middle = labels[y], core[y]
         x = 0
         while x < len(row):
             label, begin = row[x], x
@@ -312,24 +331,11 @@ def _boxes(labels: Labels, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[n
                 plain[label] = False
             mine[1], mine[2], mine[3] = min(mine[1], begin), y, max(mine[3], x - 1)
             above[0], above[1] = begin, x
-    return box, plain
-
-
-@compiled
-def _has_core(core: Labels, box: npt.NDArray[np.int64], label: int) -> bool:
-    for y in range(box[0], box[2] + 1):
-        for x in range(box[1], box[3] + 1):
-            if core[y, x] == label:
-                return True
-    return False
-
-
-@compiled
-def _copy(out: Labels, labels: Labels, box: npt.NDArray[np.int64], label: int) -> None:
-    for y in range(box[0], box[2] + 1):
-        for x in range(box[1], box[3] + 1):
-            if labels[y, x] == label and out[y, x] == 0:
-                out[y, x] = label
+            at = begin
+            while not cored[label] and at < x:
+                cored[label] = middle[at] == label
+                at += 1
+    return box, plain & cored
 
 
 @compiled
@@ -374,16 +380,6 @@ def _connect(
 
 
 @compiled
-def _run_sum(probability: FloatImage, k: int, y: int, begin: int, end: int) -> float:
-    """Return the sum of nucleus and membrane of a class over pixels of a row."""
-    nucleus, membrane = probability[1 + 2 * k, y], probability[2 + 2 * k, y]
-    total = 0.0
-    for x in range(begin, end):
-        total += nucleus[x] + membrane[x]
-    return total
-
-
-@compiled
 def votes(probability: FloatImage, labels: Labels, n: int) -> Table:
     """Return the share of each class in each nucleus, float64 (n, classes), by its summed probabilities."""
     classes = len(probability) // 2
@@ -394,11 +390,15 @@ def votes(probability: FloatImage, labels: Labels, n: int) -> Table:
         while x < len(row):
             label, begin = row[x], x
             x += 1
-            while x < len(row) and row[x] == label:
-                x += 1
-            if label != 0:
+            if 0 < label <= n:
+                while x < len(row) and row[x] == label:
+                    x += 1
                 for k in range(classes):
-                    out[label - 1, k] += _run_sum(probability, k, y, begin, x)
+                    nucleus, membrane = probability[1 + 2 * k, y], probability[2 + 2 * k, y]
+                    total = 0.0
+                    for at in range(begin, x):
+                        total += nucleus[at] + membrane[at]
+                    out[label - 1, k] += total
     for i in range(n):
         total = out[i].sum()
         if total > 0:

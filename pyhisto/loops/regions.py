@@ -1,4 +1,4 @@
-"""The loops over label images behind :mod:`pyhisto.measurements` and :mod:`pyhisto.nuclei`: statistics, growth."""
+"""The loops over label images behind :mod:`pyhisto.nuclei` and the growth of cells in :mod:`pyhisto.measurements`."""
 
 from __future__ import annotations
 
@@ -10,114 +10,13 @@ import numpy.typing as npt
 
 from pyhisto.loops.compiled import compiled
 
-__all__ = ["cell_statistics", "claim", "expanded", "nearest_label", "renumbered", "statistics", "ways_down"]
+__all__ = ["claim", "expanded", "nearest_label", "renumbered", "ways_down"]
 
 Labels: TypeAlias = npt.NDArray[np.int32]
 Distances: TypeAlias = npt.NDArray[Any]
-Table: TypeAlias = npt.NDArray[np.float64]
 
-
-@compiled
-def statistics(labels: npt.NDArray[Any], image: npt.NDArray[Any], n: int) -> Table:
-    """Return mean, sum, standard deviation (n - 1), max, min and range of the pixels of labels 1 to n.
-
-    float64 (n, 6); NaN for labels without pixels, and for the deviation of a single one.
-    """
-    sums = _no_pixels(n)
-    for y in range(labels.shape[0]):
-        row, values = labels[y], image[y]
-        x = 0
-        while x < len(row):
-            end = x + 1
-            if row[x] > 0:
-                while end < len(row) and row[end] == row[x]:
-                    end += 1
-                _add(sums[row[x] - 1], values[x:end])
-            x = end
-    out = np.empty((n, 6))
-    for i in range(n):
-        _describe(sums[i], out[i])
-    return out
-
-
-@compiled
-def cell_statistics(nuclei: npt.NDArray[Any], cells: npt.NDArray[Any], image: npt.NDArray[Any], n: int) -> Table:
-    """Return what :func:`statistics` gives for nuclei, for whole cells and for what of a cell is no nucleus.
-
-    float64 (3, n, 6). A nucleus must have the label of its cell.
-    """
-    nucleus, cytoplasm = _no_pixels(n), _no_pixels(n)
-    for y in range(cells.shape[0]):
-        row, inner, values = cells[y], nuclei[y], image[y]
-        x = 0
-        while x < len(row):
-            end = x + 1
-            if row[x] > 0:
-                inside = inner[x] > 0
-                while end < len(row) and row[end] == row[x] and (inner[end] > 0) == inside:
-                    end += 1
-                _add(nucleus[row[x] - 1] if inside else cytoplasm[row[x] - 1], values[x:end])
-            x = end
-    out = np.empty((3, n, 6))
-    for i in range(n):
-        _describe(nucleus[i], out[0, i])
-        _describe(cytoplasm[i], out[2, i])
-        _merge(nucleus[i], cytoplasm[i])
-        _describe(nucleus[i], out[1, i])
-    return out
-
-
-@compiled
-def _no_pixels(n: int) -> Table:
-    """Return sums of nothing, float64 (n, 6): number, first value, sum and squares of differences to it, max, min."""
-    sums = np.zeros((n, 6))
-    for i in range(n):
-        sums[i, 4], sums[i, 5] = -math.inf, math.inf
-    return sums
-
-
-@compiled
-def _add(sums: Table, values: npt.NDArray[Any]) -> None:
-    """Add a run of pixels."""
-    if sums[0] == 0:
-        sums[1] = values[0]
-    # relative to the first pixel, so that the variance loses no digits
-    first, total, squares, high, low = sums[1], sums[2], sums[3], sums[4], sums[5]
-    for value in values:
-        difference = value - first
-        total += difference
-        squares += difference * difference
-        high = max(high, float(value))
-        low = min(low, float(value))
-    sums[0] += len(values)
-    sums[2], sums[3], sums[4], sums[5] = total, squares, high, low
-
-
-@compiled
-def _merge(sums: Table, more: Table) -> None:
-    """Add the pixels of others."""
-    if sums[0] == 0:
-        sums[1] = more[1]
-    shift = more[1] - sums[1]
-    sums[3] += more[3] + 2 * shift * more[2] + more[0] * shift * shift
-    sums[2] += more[2] + more[0] * shift
-    sums[0] += more[0]
-    sums[4] = max(sums[4], more[4])
-    sums[5] = min(sums[5], more[5])
-
-
-@compiled
-def _describe(sums: Table, out: Table) -> None:
-    """Write mean, sum, standard deviation, max, min and range."""
-    count, first, total = sums[0], sums[1], sums[2]
-    for i in range(6):
-        out[i] = math.nan
-    if count > 0:
-        out[0] = first + total / count
-        out[1] = first * count + total
-        if count > 1:
-            out[2] = math.sqrt(max(sums[3] - total * total / count, 0.0) / (count - 1))
-        out[3], out[4], out[5] = sums[4], sums[5], sums[4] - sums[5]
+_OPEN, _STAYS, _CUT = 0, 1, 2
+"""Of a grown pixel: not decided yet; of its label; between two labels."""
 
 
 def nearest_label(labels: Labels, reach: int) -> tuple[Labels, Distances]:
@@ -127,11 +26,16 @@ def nearest_label(labels: Labels, reach: int) -> tuple[Labels, Distances]:
     is more than its square, and the label any or none.
     """
     # squared distance and sideways step in one number: the least is the nearest, leftmost pixel
+    return _nearest_below(labels, reach, (2 * reach + 2) ** 2)
+
+
+def _nearest_below(labels: Labels, reach: int, limit: int) -> tuple[Labels, Distances]:
+    """Return what :func:`nearest_label` does, with 0 for the label where the squared distance is not below a limit."""
     bits = (2 * reach).bit_length()
     small = 2 * (reach + 1) ** 2 << bits < 1 << 16
     steps = np.empty(labels.shape, dtype=np.uint16 if small else np.uint32)
     owner = _nearest_in_column(labels, steps, reach + 1)
-    return _nearest_in_row(steps, owner, reach, bits), steps
+    return _nearest_in_row(steps, owner, reach, bits, limit), steps
 
 
 @compiled
@@ -159,8 +63,8 @@ def _nearest_in_column(labels: Labels, steps: Distances, far: int) -> Labels:
 
 
 @compiled
-def _nearest_in_row(steps: Distances, owner: Labels, reach: int, bits: int) -> Labels:
-    """Return the label of the nearest pixel; make squared distances of the steps along the columns."""
+def _nearest_in_row(steps: Distances, owner: Labels, reach: int, bits: int, limit: int) -> Labels:
+    """Return the label of the nearest pixel, 0 from a limit on; make squared distances of the steps in the columns."""
     height, width = steps.shape
     number = steps.dtype.type
     mask = (1 << bits) - 1
@@ -184,7 +88,7 @@ def _nearest_in_row(steps: Distances, owner: Labels, reach: int, bits: int) -> L
         for x in range(width):
             key = np.int64(best[x])
             here[x] = number(key >> bits)
-            mine[x] = its[x + (key & mask) - reach]
+            mine[x] = its[x + (key & mask) - reach] if key >> bits < limit else 0
     return out
 
 
@@ -194,61 +98,80 @@ def expanded(labels: Labels, radius: float) -> Labels:
     The line runs over the pixels that are farther from their label than the neighbour is from the other, so that it is
     where two floods that rise with the distance would meet.
     """
-    nearest, distance = nearest_label(labels, math.ceil(radius))
-    return _parted(nearest, distance, math.ceil(radius * radius))  # whole numbers below it are less than the square
+    # whole numbers below it are less than the square
+    grown, distance = _nearest_below(labels, math.ceil(radius), math.ceil(radius * radius))
+    _part(grown, distance)
+    return grown
 
 
 @compiled
-def _parted(nearest: Labels, distance: Distances, limit: int) -> Labels:
-    """Return the labels of the pixels whose squared distance is below `limit`, with lines of 0 between them."""
-    height, width = nearest.shape
-    wide = width + 2
-    grown = np.zeros((height + 2, wide), dtype=np.int32)
-    for y in range(height):
-        row, here, mine = grown[y + 1, 1:-1], distance[y], nearest[y]
-        for x in range(width):
-            row[x] = mine[x] if here[x] < limit else 0
+def _part(grown: Labels, distance: Distances) -> None:
+    """Put lines of 0 between labels that grew until they met."""
+    state = np.full(grown.size, _STAYS, dtype=np.uint8)
+    order = _borders(grown, distance, state)
     flat = grown.ravel()
-    order = _borders(grown, distance, limit)
+    _decide(flat, distance.ravel(), state, order, grown.shape[1])
     for p in order:
-        flat[p] = -flat[p]  # not decided yet
-    for p in order:
-        own = -flat[p]
-        for q in (p - wide, p - 1, p + 1, p + wide):
-            if flat[q] > 0 and flat[q] != own:
-                own = 0
-                break
-        flat[p] = own
-    return grown[1:-1, 1:-1].copy()
+        flat[p] = flat[p] if state[p] == _STAYS else 0
 
 
 @compiled
-def _borders(grown: Labels, distance: Distances, limit: int) -> Labels:
-    """Return the grown pixels beside another label, by their distance and then in raster order."""
-    wide = grown.shape[1]
-    found = np.empty(grown.size, dtype=np.int32)
-    count = np.zeros(limit + 1, dtype=np.int64)
-    beside = np.empty(distance.shape[1], dtype=np.bool_)
+def _borders(grown: Labels, distance: Distances, state: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+    """Return the grown pixels beside another label, in raster order, and mark them as open."""
+    height, width = grown.shape
+    found = np.empty(grown.size, dtype=np.uint32)
+    beside = np.zeros((width + 7) // 8 * 8, dtype=np.bool_)
+    eights = beside.view(np.uint64)
     n = 0
-    for y in range(distance.shape[0]):
-        own, up, down = grown[y + 1, 1:-1], grown[y, 1:-1], grown[y + 2, 1:-1]
-        left, right, far = grown[y + 1, :-2], grown[y + 1, 2:], distance[y]
-        for x in range(len(own)):
-            other = ((up[x] != own[x]) & (up[x] != 0)) | ((down[x] != own[x]) & (down[x] != 0))
-            other |= ((left[x] != own[x]) & (left[x] != 0)) | ((right[x] != own[x]) & (right[x] != 0))
-            beside[x] = other & (own[x] != 0) & (far[x] > 0)
-        for x in range(len(own)):
-            if beside[x]:
-                found[n] = (y + 1) * wide + x + 1
-                n += 1
-                count[int(far[x]) + 1] += 1
-    place = _running(count)
-    order = np.empty(n, dtype=np.int32)
-    for p in found[:n]:
-        far = int(distance[p // wide - 1, p % wide - 1])
-        order[place[far]] = p
-        place[far] += 1
-    return order
+    for y in range(height):
+        own, far = grown[y], distance[y]
+        up, down = grown[max(y - 1, 0)], grown[min(y + 1, height - 1)]
+        for x in range(width):
+            beside[x] = ((up[x] != own[x]) & (up[x] != 0)) | ((down[x] != own[x]) & (down[x] != 0))
+        for x in range(1, width):
+            beside[x] |= (own[x - 1] != own[x]) & (own[x - 1] != 0)
+        for x in range(width - 1):
+            beside[x] |= (own[x + 1] != own[x]) & (own[x + 1] != 0)
+        for eight in range(len(eights)):
+            if eights[eight] != 0:
+                for x in range(8 * eight, min(8 * eight + 8, width)):
+                    if beside[x] and own[x] != 0 and far[x] > 0:
+                        found[n] = y * width + x
+                        state[found[n]] = _OPEN
+                        n += 1
+    return found[:n].copy()
+
+
+@compiled
+def _decide(
+    label: Labels, far: Distances, state: npt.NDArray[np.uint8], open_ones: npt.NDArray[np.uint32], wide: int
+) -> None:
+    """Cut every open pixel that has a neighbour of another label which comes before it and stays.
+
+    What is nearer comes first, then what comes first in raster order; a pixel waits until those are decided.
+    """
+    waiting = np.empty(len(open_ones) + 1, dtype=np.int64)
+    for start in open_ones:
+        waiting[0], depth = start, 1 if state[start] == _OPEN else 0
+        while depth > 0:
+            p = waiting[depth - 1]
+            x = p % wide
+            # at the edge of the image a pixel is its own neighbour, which is no rival
+            up, left = p - wide if p >= wide else p, p - 1 if x > 0 else p
+            right, down = p + 1 if x + 1 < wide else p, p + wide if p + wide < len(label) else p
+            found = _STAYS
+            for q in (up, left, right, down):
+                rival = label[q] != 0 and label[q] != label[p] and (far[q] < far[p] or (far[q] == far[p] and q < p))
+                if rival and state[q] == _STAYS:
+                    found = _CUT
+                    break
+                if rival and state[q] == _OPEN:
+                    found, waiting[depth] = _OPEN, q
+            if found == _OPEN:
+                depth += 1
+            else:
+                state[p] = found
+                depth -= 1
 
 
 @compiled
@@ -327,38 +250,51 @@ def _without_way(
     """Label the wanted pixels whose way leads to a label; mark by -1 and return all that a flood could come from."""
     unclear = np.empty(len(low), dtype=np.int32)
     n = 0
-    for p in range(steps[4], len(low) - steps[4]):
-        if wanted[p] and label[p] == 0 and low[p] >= 0:
-            n = _follow(p, way, label, steps, unclear, n)
+    eights = wanted[: len(wanted) // 8 * 8].view(np.uint64)  # the last pixels are outside
+    for eight in range(len(eights)):
+        if eights[eight] != 0:
+            for p in range(8 * eight, 8 * eight + 8):
+                if wanted[p] and label[p] == 0 and low[p] >= 0 and not _follow(p, way, label, steps):
+                    n = _list_way(p, way, label, steps, unclear, n)
     i = 0
     while i < n:
         for step in steps:
             q = unclear[i] + step
-            if low[q] >= 0 and label[q] == 0:
-                n = _follow(q, way, label, steps, unclear, n)
+            if low[q] >= 0 and label[q] == 0 and not _follow(q, way, label, steps):
+                n = _list_way(q, way, label, steps, unclear, n)
         i += 1
     return unclear[:n].copy()
 
 
 @compiled
-def _follow(
+def _follow(start: int, way: npt.NDArray[np.int8], label: Labels, steps: npt.NDArray[np.int64]) -> bool:
+    """Give the pixels of a way down the label at its end; False if there is none."""
+    end = start
+    while label[end] == 0 and way[end] > 0:
+        end += steps[way[end]]
+    found = label[end]
+    if found <= 0:
+        return False
+    p = start
+    while p != end:
+        label[p] = found
+        p += steps[way[p]]
+    return True
+
+
+@compiled
+def _list_way(
     start: int, way: npt.NDArray[np.int8], label: Labels, steps: npt.NDArray[np.int64], unclear: Labels, n: int
 ) -> int:
-    """Give the pixels of a way down the label at its end; without one list them and mark them by -1."""
+    """List the pixels of a way down that ends without a label, and mark them by -1."""
     p = start
-    while label[p] == 0 and way[p] > 0:
-        p += steps[way[p]]
-    found = label[p] if label[p] != 0 else -1
-    end, p = p, start
-    while True:
-        if label[p] == 0:
-            label[p] = found
-            if found < 0:
-                unclear[n] = p
-                n += 1
-        if p == end:
-            return n
-        p += steps[way[p]]
+    while label[p] == 0:
+        label[p] = -1
+        unclear[n] = p
+        n += 1
+        if way[p] > 0:
+            p += steps[way[p]]
+    return n
 
 
 @compiled

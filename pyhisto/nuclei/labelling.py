@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, TypeAlias
 
@@ -77,7 +78,7 @@ def label_nuclei(
 def nucleus_probability(probability: FloatImage, pixel_size_um: float, postprocessing: Any) -> FloatImage:
     """Return the blurred sum of the nucleus classes, float32 (H, W), whose peaks are compared with the threshold."""
     nuclei = probability[1::2]
-    total = nuclei[0] if len(nuclei) == 1 else nuclei.sum(axis=0)
+    total = functools.reduce(np.add, nuclei)
     return _blurred(np.ascontiguousarray(total), postprocessing["sigma_um"] / pixel_size_um)
 
 
@@ -142,7 +143,7 @@ def label_peaks(
     offset = (corner[0] % _GROUND_BLOCK_PX + top, corner[1] % _GROUND_BLOCK_PX + left)
     edge = loops.core_means(smooth, ground, core, n, _GROUND_BLOCK_PX, *offset).mean(axis=1) + _LEAST_CONTRAST
     # a pixel can only be of a nucleus if it is darker than the edge of one within reach
-    wanted[1:-1, 1:-1] = smooth > np.nanmin(edge, initial=np.inf)
+    np.greater(smooth, np.nanmin(edge, initial=np.inf), out=wanted[1:-1, 1:-1])
     claim(low, way, labelled, wanted, _LEVELS)
     labels = loops.opened(loops.stained_part(territory, core, smooth, edge), core)
     return loops.whole_parts(labels, core, n)

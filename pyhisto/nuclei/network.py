@@ -27,9 +27,9 @@ from pyhisto.inference import PLAIN, Frame, InferenceSettings, Lens, PredictedWi
 from pyhisto.inference.stream import Progress
 from pyhisto.loops import nuclei as loops
 from pyhisto.loops import regions
-from pyhisto.measurements import expand_cells, measure_cells
+from pyhisto.measurements import cell_measurements, expand_cells
 from pyhisto.nuclei.labelling import find_peaks, influence_px, label_nuclei, label_peaks, nucleus_probability
-from pyhisto.nuclei.segment import darkness, stain_channels
+from pyhisto.nuclei.segment import darkness, stain_images
 from pyhisto.objects import empty_objects, make_objects
 from pyhisto.slide import Slide
 from pyhisto.stain import StainVectors
@@ -188,34 +188,35 @@ class CellFinder:
             slice(along.start - around.start, along.stop - around.start)
             for along, around in zip(part, outlined, strict=True)
         )
-        self._found.append(self._measured(window, part, np.ascontiguousarray(labels[inner]), own))
+        self._found.append(self._measured(window, part, labels[inner], own))
 
     def _measured(
         self, window: PredictedWindow, part: Place, labels: npt.NDArray[np.int32], own: npt.NDArray[np.bool_]
     ) -> _Found:
         """Return the cells of a part of a window; only those whose label is its own."""
         frame = window.frame
+        n = int(np.count_nonzero(own))
         number = np.zeros(len(own) + 1, dtype=np.int32)
-        number[1:][own] = np.arange(1, np.count_nonzero(own) + 1)
-        n = int(number.max())
-        nuclei = regions.renumbered(labels, number)
-        cells = None if self.expansion_px <= 0 else regions.renumbered(expand_cells(labels, self.expansion_px), number)
+        number[1:][own] = np.arange(1, n + 1)
+        number[1:][~own] = np.arange(n + 1, len(own) + 1)
+        nuclei = regions.renumbered(labels, number)  # own ones are 1 to n, and the only ones that are looked at
+        cells = None if self.expansion_px <= 0 else expand_cells(nuclei, self.expansion_px)
         nucleus = _Outlines.of(nuclei, n)
         cell = None if cells is None else _Outlines.of(cells, n)
         corner = (window.read[0] + part[1].start, window.read[1] + part[0].start)
         drawn = nucleus.placed(frame, corner)
         outline = None if cell is None else cell.placed(frame, corner)
-        table = measure_cells(
+        table = cell_measurements(
             nuclei,
-            stain_channels(np.ascontiguousarray(window.rgb[part]), self.stains),
+            [f"{name} OD" for name in self.stains.names],
+            stain_images(np.ascontiguousarray(window.rgb[part]), self.stains),
             pixel_size_um=frame.mpp,
-            cells=cells,
             nucleus_contours=nucleus.smooth,
-            cell_contours=None if cell is None else cell.smooth,
+            cells=None if cells is None or cell is None else (cells, cell.smooth),
             drawn=None if outline is None else (drawn, outline),
         )
         votes = loops.votes(window.probability[:, part[0], part[1]], nuclei, n)
-        return _Found(drawn, outline, table.to_numpy(), tuple(map(str, table)), votes)
+        return _Found(drawn, outline, np.column_stack(list(table.values())), tuple(table), votes)
 
     def objects(self, classes: tuple[str | None, ...]) -> gpd.GeoDataFrame:
         """Return all cells as a path-object table; `classes` names them in the order of the model."""

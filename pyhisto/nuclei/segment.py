@@ -28,7 +28,16 @@ from pyhisto.nuclei.watershed import (
 )
 from pyhisto.stain import StainVectors, od_tables
 
-__all__ = ["Basins", "Nuclei", "basin_means", "darkness", "detect_nuclei", "detection_image", "stain_channels"]
+__all__ = [
+    "Basins",
+    "Nuclei",
+    "basin_means",
+    "darkness",
+    "detect_nuclei",
+    "detection_image",
+    "stain_channels",
+    "stain_images",
+]
 
 FloatImage: TypeAlias = npt.NDArray[np.float32]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -61,9 +70,13 @@ class Nuclei:
 
 def stain_channels(rgb: npt.NDArray[np.uint8], stains: StainVectors) -> dict[str, FloatImage]:
     """Return the OD image of every named stain, float32 (H, W), under ``"<stain> OD"``."""
+    return {f"{name} OD": image for name, image in zip(stains.names, stain_images(rgb, stains), strict=True)}
+
+
+def stain_images(rgb: npt.NDArray[np.uint8], stains: StainVectors) -> FloatImage:
+    """Return the OD of every named stain, float32 (k, H, W)."""
     per_value = np.einsum("cv,ci->icv", od_tables(stains.background), np.linalg.inv(stains.matrix))
-    separated = loops.separate(rgb, np.ascontiguousarray(per_value[: len(stains.names)]))
-    return {f"{name} OD": separated[i] for i, name in enumerate(stains.names)}
+    return np.asarray(loops.separate(rgb, np.ascontiguousarray(per_value[: len(stains.names)])))
 
 
 def darkness(rgb: npt.NDArray[np.uint8], stains: StainVectors) -> FloatImage:

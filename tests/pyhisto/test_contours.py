@@ -94,3 +94,30 @@ def test_scaling_moves_into_the_frame_of_the_slide() -> None:
     labels[1:3, 1:3] = 1
     shape = trace_labels(labels).scaled((2.0, 3.0), (100.0, 200.0)).polygons()[0]
     assert shape.bounds == (102.0, 203.0, 106.0, 209.0)
+
+
+def outlines_of(*rings: list[tuple[float, float]]) -> Contours:
+    offsets = np.cumsum([0, *map(len, rings)])
+    return Contours(np.array([point for ring in rings for point in ring], dtype=float), offsets)
+
+
+def test_outlines_that_cross_themselves_are_repaired_and_others_stay_as_they_are() -> None:
+    angle = 4 * np.pi / 5 * np.arange(5)
+    pentagram = np.c_[np.cos(angle), np.sin(angle)]  # runs around its centre twice, always in one sense
+    eight = [(0, 0), (4, 4), (4, 0), (0, 4)]  # its two triangles have 4 px² each
+    cup = [(0, 0), (9, 0), (9, 9), (6, 9), (6, 3), (3, 3), (3, 9), (0, 9)]
+    square = [(0, 0), (0, 3), (3, 3), (3, 0)]  # the other way round
+    polygons = outlines_of([tuple(p) for p in pentagram], eight, cup, square).polygons()
+    assert shapely.is_valid(polygons).all()
+    assert shapely.area(polygons[1:]).tolist() == [4, 81 - 18, 9]
+    assert shapely.equals(polygons[2], shapely.Polygon(cup))
+    # what the pentagram encloses at all is less than its hull, a pentagon of radius 1
+    assert 0 < shapely.area(polygons[0]) < 2.5 * np.sin(2 * np.pi / 5)
+
+
+def test_labels_above_the_number_are_passed_over() -> None:
+    labels = np.zeros((6, 8), dtype=np.int32)
+    labels[1:3, 1:4], labels[1:5, 5:8] = 1, 2
+    traced = trace_labels(labels, 1)
+    assert traced.counts.tolist() == [10]
+    assert traced.areas().tolist() == [6]

@@ -5,7 +5,13 @@ import pytest
 
 from pyhisto.contours import Contours, trace_labels
 from pyhisto.errors import ConfigError
-from pyhisto.measurements import expand_cells, measure_cells, measure_intensities, measure_shapes
+from pyhisto.measurements import (
+    cell_measurements,
+    expand_cells,
+    measure_cells,
+    measure_intensities,
+    measure_shapes,
+)
 
 
 def rectangle(width: int, height: int) -> Contours:
@@ -104,3 +110,39 @@ def test_without_room_cells_are_nuclei() -> None:
     labels = np.zeros((5, 5), dtype=int)
     labels[2, 2] = 1
     assert expand_cells(labels, 0).sum() == 1
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_calipers_of_shapes_that_do_and_do_not_run_around_their_middle(backwards: bool) -> None:
+    # the middle of the points of the cup lies in its opening; the dented square sees all its sides from its middle
+    cup = [(0, 0), (9, 0), (9, 9), (8, 9), (8, 1), (1, 1), (1, 9), (0, 9)]
+    dented = [(0, 0), (4, 2), (8, 0), (8, 6), (4, 5), (0, 6)]
+    rings = [ring[::-1] if backwards else ring for ring in (cup, dented)]
+    offsets = np.cumsum([0, *map(len, rings)])
+    shapes = measure_shapes(Contours(np.array(rings[0] + rings[1], dtype=float), offsets), 0.5)
+    np.testing.assert_allclose(shapes["Max caliper"], [9 * math.sqrt(2) / 2, 5])
+    np.testing.assert_allclose(shapes["Min caliper"], [4.5, 3])
+
+
+def test_only_labels_with_an_outline_are_measured() -> None:
+    labels = np.zeros((6, 9), dtype=np.int32)
+    labels[1:3, 1:4], labels[1:5, 5:8] = 1, 2
+    images = np.stack([np.where(labels == 1, 3.0, 7.0), np.where(labels == 1, 5.0, 7.0)])
+    outlines = trace_labels(labels, 1)
+    nuclei = cell_measurements(labels, ("a", "b"), images, pixel_size_um=1.0, nucleus_contours=outlines)
+    assert [nuclei[name].tolist() for name in ("Nucleus: a sum", "Nucleus: b mean")] == [[18], [5]]
+    grown = np.where(labels == 0, 1, labels)
+    cells = cell_measurements(
+        labels, ("a", "b"), images, pixel_size_um=1.0, nucleus_contours=outlines, cells=(grown, outlines)
+    )
+    # 6 pixels of the nucleus, and 54 - 6 - 12 around it
+    assert cells["Nucleus: a mean"].tolist() == [3]
+    assert cells["Cytoplasm: b mean"].tolist() == [7]
+    np.testing.assert_allclose(cells["Cell: b mean"], (6 * 5 + 36 * 7) / 42)
+
+
+def test_where_cells_meet_the_line_goes_to_the_pixel_that_is_farther_away() -> None:
+    labels = np.zeros((1, 9), dtype=np.int32)
+    labels[0, [0, 5]] = 1, 2
+    # 1, 2, then 2 and 1 from the right: equally far where they meet, so that the later one in the row gives way
+    assert expand_cells(labels, 3).tolist() == [[1, 1, 1, 0, 2, 2, 2, 2, 0]]

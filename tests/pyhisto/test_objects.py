@@ -133,4 +133,8 @@ def test_survives_geoparquet(tmp_path: Any) -> None:
 
 
 def test_new_ids_are_all_different() -> None:
-    assert len(set(new_ids(1000))) == 1000
+    ids = new_ids(1000)
+    assert len(set(ids)) == 1000
+    parsed = [uuid.UUID(i) for i in ids]
+    assert [str(i) for i in parsed] == ids
+    assert {(i.version, i.variant) for i in parsed} == {(4, uuid.RFC_4122)}
