@@ -73,6 +73,8 @@ class Slide:
         Level-0 pixels to one pixel of each level.
     magnification : float or None
         Objective power, where the file names it.
+    series : int
+        Which image of the file.
     reader : str
         ``"openslide"``, ``"tifffile"`` or ``"pillow"``.
     """
@@ -88,6 +90,7 @@ class Slide:
         self.path = Path(path)
         if not self.path.is_file():
             raise SlideError(f"slide {self.path} does not exist", remedy="check the path")
+        self.series = series
         self._reader = _open_reader(self.path, series)
         self.reader = self._reader.name
         self.vendor = self._reader.vendor

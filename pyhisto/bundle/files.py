@@ -40,6 +40,7 @@ __all__ = [
     "KINDS",
     "PRECISIONS",
     "SLIDE_KIND",
+    "WEAK_KIND",
     "Bundle",
     "ModelClass",
     "ModelSpec",
@@ -56,6 +57,9 @@ __all__ = [
 
 SLIDE_KIND = "slide_classification"
 """The kind of bundles that :mod:`pyhisto.mil.bundle` reads."""
+
+WEAK_KIND = "weak_segmentation"
+"""The kind of bundles that :mod:`pyhisto.mil.weak.bundle` reads."""
 
 GOLDEN_TOLERANCE = 0.01
 """Largest difference of a probability on the golden tile between saving and loading, in float32."""
@@ -221,6 +225,8 @@ def read_spec(folder: str | Path) -> tuple[ModelSpec, str]:
         own = metadata["pyhisto"]
         if own["model"].get("kind") == SLIDE_KIND:
             raise BundleError(f"{folder} judges whole slides", remedy="use it with 'qupath-ext mil predict'")
+        if own["model"].get("kind") == WEAK_KIND:
+            raise BundleError(f"{folder} judges tiles", remedy="use it with 'qupath-ext mil weak predict'")
         return ModelSpec.from_dict(own["model"]), str(own["weights_sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path} does not describe a model of this project ({error!r})") from error

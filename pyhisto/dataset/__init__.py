@@ -4,7 +4,7 @@ from pyhisto.dataset.areas import labelled_areas
 from pyhisto.dataset.augment import Augmentation
 from pyhisto.dataset.boundary import BoundaryWeights
 from pyhisto.dataset.cells import CellTask
-from pyhisto.dataset.images import IGNORED, TrainingImage, Window
+from pyhisto.dataset.images import IGNORED, TrainingImage, WeightedArea, Window
 from pyhisto.dataset.patches import PatchDataset
 from pyhisto.dataset.sampling import Sampling
 from pyhisto.dataset.splits import Split, check_leakage, extend_split, make_split, read_split, write_split
@@ -23,6 +23,7 @@ __all__ = [
     "TissueTask",
     "TrainingImage",
     "ValidationDataset",
+    "WeightedArea",
     "Window",
     "check_leakage",
     "extend_split",

@@ -14,7 +14,7 @@ __all__ = ["describe_images"]
 
 
 def describe_images(images: Sequence[TrainingImage]) -> str:
-    """Return a SHA-256 of slides (name, size of the file, how they are opened) and of all objects with a class."""
+    """Return a SHA-256 of slides (name, size of the file, how they are opened), objects with a class, and weights."""
     found = hashlib.sha256()
     for image in images:
         size = image.path.stat().st_size if image.path.is_file() else None
@@ -31,6 +31,8 @@ def describe_images(images: Sequence[TrainingImage]) -> str:
         )
         objects = labelled_objects(image)
         found.update(repr((own, len(objects.name))).encode())
+        for area in image.weights:
+            found.update(shapely.to_wkb(area.geometry) + repr(area.weight).encode())
         for column in (objects.kind, objects.name):
             found.update("\0".join(map(str, column)).encode())
         for shapes in (objects.geometry, objects.nucleus):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,18 @@ from pyhisto.stain import StainVectors
 if TYPE_CHECKING:
     from pyhisto.inference import Lens
 
-__all__ = ["HIDDEN", "IGNORED", "PARTS", "Labelled", "Part", "TrainingImage", "Window", "is_of", "labelled_objects"]
+__all__ = [
+    "HIDDEN",
+    "IGNORED",
+    "PARTS",
+    "Labelled",
+    "Part",
+    "TrainingImage",
+    "WeightedArea",
+    "Window",
+    "is_of",
+    "labelled_objects",
+]
 
 IGNORED = 255
 """Label of pixels that the loss leaves out."""
@@ -34,6 +46,31 @@ PARTS: tuple[Part, ...] = ("train", "validation", "test")
 OBJECTS = "labelled objects"
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class WeightedArea:
+    """An area that counts more, or less, than the rest of the labels in training.
+
+    Attributes
+    ----------
+    geometry
+        shapely Polygon or MultiPolygon, level-0 px.
+    weight
+        What a pixel in it weighs in the loss; one in no area weighs 1.
+
+    Raises
+    ------
+    ConfigError
+        If the weight is not above 0.
+    """
+
+    geometry: Any
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise ConfigError(f"an area of weight {self.weight:g}", expected="more than 0")
 
 
 @dataclass(frozen=True)
@@ -63,6 +100,9 @@ class TrainingImage:
     lens
         How a network sees the slide, in training and validation alike; None for as it is. Patches of a pixel size are
         read at ``lens.size`` times that, and have its colours.
+    weights
+        Areas whose pixels weigh more in training, in the losses that weigh pixels; where two overlap, the heavier
+        counts.
 
     Raises
     ------
@@ -81,6 +121,7 @@ class TrainingImage:
     white: tuple[float, float, float] | None = None
     stains: StainVectors | None = None
     lens: Lens | None = None
+    weights: tuple[WeightedArea, ...] = ()
     _cache: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

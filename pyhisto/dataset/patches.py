@@ -14,6 +14,7 @@ from pyhisto.dataset.cells import CellTask
 from pyhisto.dataset.describe import describe_images
 from pyhisto.dataset.images import HIDDEN, IGNORED, TrainingImage, Window
 from pyhisto.dataset.sampling import Anchors, Sampling
+from pyhisto.dataset.shapes import Shapes
 from pyhisto.dataset.slides import OpenSlides
 from pyhisto.dataset.tasks import Task
 from pyhisto.errors import ConfigError
@@ -24,7 +25,7 @@ Item: TypeAlias = (
     tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
     | tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.float32]]
 )
-"""RGB uint8 (size, size, 3), labels uint8 (size, size), and with boundary weights float32 (size, size)."""
+"""RGB uint8 (size, size, 3), labels uint8 (size, size), and with boundary or area weights float32 (size, size)."""
 
 GLASS_DENSITY = 0.04
 """Mean optical density below which a pixel that nobody labelled counts as glass, thus as background."""
@@ -39,7 +40,8 @@ class PatchDataset:
     Parameters
     ----------
     images
-        Slides with annotations; those of the training part are used.
+        Slides with annotations; those of the training part are used. Where one of them has weighted areas, all patches
+        come with weights: those of the areas times those of the gaps.
     task
         What is learnt.
     mpp
@@ -92,6 +94,7 @@ class PatchDataset:
         self._checksum = describe_images(used)
         self._images = [image.without_objects() for image in used]
         self._slides = OpenSlides(self._images)
+        self._weighted = any(image.weights for image in used)
 
     def describe(self) -> dict[str, Any]:
         """Return all that decides which patches come, as JSON types; slides and annotations by their checksum."""
@@ -133,6 +136,9 @@ class PatchDataset:
         labels[(labels == IGNORED) & _glass(rgb, image)] = 0
         labels[labels == HIDDEN] = IGNORED
         weights = boundary_weights(self.boundary, self.task, image, window, mpp)
+        if self._weighted:
+            areas = _area_weights(image, window)
+            weights = areas if weights is None else weights * areas
         rgb = image.seen(rgb)
         if self.augmentation is not None:
             rgb, labels, weights = augment(rgb, labels, weights, self.augmentation, rng, self.size, stains=image.stains)
@@ -174,3 +180,17 @@ def boundary_weights(
     margin = boundary.margin(mpp)
     instances = task.instances(image, window.padded(margin), mpp)
     return boundary.weigh(instances, mpp)[margin:-margin, margin:-margin]
+
+
+def _area_weights(image: TrainingImage, window: Window) -> npt.NDArray[np.float32]:
+    """Return what each pixel of a window weighs by the weighted areas of an image, float32 (size, size)."""
+
+    def build() -> Shapes:
+        by_weight = sorted(image.weights, key=lambda area: area.weight)  # the heaviest is drawn last
+        shapes = np.empty(len(by_weight), dtype=object)
+        shapes[:] = [area.geometry for area in by_weight]
+        return Shapes(shapes, np.array([area.weight for area in by_weight], dtype=np.float32))
+
+    shapes = image.cached("weights", build)
+    place, found = shapes.number(window)
+    return np.append(np.float32(1), shapes.values[found])[place]

@@ -15,6 +15,7 @@ import qupath_ext
 __all__ = ["Cli", "main"]
 
 COMMANDS = {
+    "active": "qupath_ext.cli.active:active",
     "annotate": "qupath_ext.cli.annotate:annotate",
     "calibrate": "qupath_ext.cli.calibrate:calibrate",
     "dataset": "qupath_ext.cli.dataset:dataset",

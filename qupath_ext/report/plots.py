@@ -1,4 +1,4 @@
-"""The drawings of an evaluation, as inline SVG: figures by patient, scatter, Bland-Altman, reliability."""
+"""The drawings of an evaluation, as inline SVG: by patient, scatter, Bland-Altman, reliability, learning curve."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pyhisto.metrics import BlandAltman, Reliability
 from qupath_ext.report.charts import nice_ticks
 
-__all__ = ["bland_altman_svg", "dots_svg", "reliability_svg", "scatter_svg"]
+__all__ = ["Measured", "bland_altman_svg", "dots_svg", "learning_svg", "reliability_svg", "scatter_svg"]
 
 NAMED_PATIENTS = 40
 """With more patients than this, the rows are thin and have no names."""
@@ -197,6 +197,68 @@ def reliability_svg(curve: Reliability) -> str:
     for x, y, n in points:
         radius = 3 + 7 * math.sqrt(n / total)
         parts.append(axes.dot(x, y, f"{n} cells: probability {x:.2f}, right {y:.2f}", round(radius, 1)))
+    return "".join(parts) + "</svg>"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure after something was spent, with its interval; NaN limits where there is none, and what it is of."""
+
+    spent: float
+    value: float
+    low: float
+    high: float
+    name: str
+
+
+def learning_svg(
+    metric: str,
+    unit: str,
+    measured: Sequence[Measured],
+    *,
+    curve: Sequence[tuple[float, float]] = (),
+    ahead: Measured | None = None,
+) -> str:
+    """Draw figures over what was spent, the curve through them, and what is expected next.
+
+    Parameters
+    ----------
+    metric, unit
+        What the figures are, 0 to 1, and in what the spending is counted.
+    measured
+        At least one.
+    curve
+        Points (spent, value) of the curve; may be empty.
+    ahead
+        What is expected after more was spent.
+
+    Returns
+    -------
+    str
+        An ``<svg>`` element that says in words what it shows.
+    """
+    shown = [*measured, *([] if ahead is None else [ahead])]
+    heights = [v for one in shown for v in (one.value, one.low, one.high) if math.isfinite(v)]
+    low, high = min(heights), max(heights)
+    room = max(0.05, (high - low) / 6)
+    y_ticks = nice_ticks(max(0.0, low - room), min(1.0, high + room))
+    axes = _Axes(64, 16, 440, 300, nice_ticks(0.0, max(one.spent for one in shown)), y_ticks)
+    first, last = measured[0], measured[-1]
+    words = f"{metric} from {first.value:.3f} to {last.value:.3f} over {first.spent:.3g} to {last.spent:.3g} {unit}"
+    parts = [f'<svg class="plot" viewBox="0 0 470 348" role="img" aria-label="{html.escape(words)}">']
+    parts += axes.frame(f"{unit} of a person's work", metric)
+    path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in curve if y >= y_ticks[0])
+    if path:
+        parts.append(f'<polyline class="line" stroke-dasharray="5 4" points="{path}"/>')
+    for one in shown:
+        if math.isfinite(one.low) and math.isfinite(one.high):
+            parts.append(axes.line("same" if one is ahead else "mean", one.spent, one.low, one.spent, one.high))
+    parts += [axes.dot(one.spent, one.value, f"{one.name}: {one.value:.3f}") for one in measured]
+    if ahead is not None:
+        parts.append(
+            f'<circle cx="{axes.x(ahead.spent):.1f}" cy="{axes.y(ahead.value):.1f}" r="5" fill="#fff" '
+            f'stroke="#8b95a5" stroke-width="2"><title>{html.escape(ahead.name)}: {ahead.value:.3f}</title></circle>'
+        )
     return "".join(parts) + "</svg>"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -60,6 +60,7 @@ def undo_run(
     run: Run,
     entries: Sequence[ImageEntry] | None = None,
     *,
+    keep: Collection[str] = (),
     force: bool = False,
     dry_run: bool = False,
 ) -> Iterator[ImageUndo]:
@@ -74,6 +75,8 @@ def undo_run(
         The run and its project.
     entries
         Those of the run's images that are wanted; all by default.
+    keep
+        Ids of objects of the run that stay, touched or not.
     force
         Also remove the run's objects that a person changed.
     dry_run
@@ -95,7 +98,7 @@ def undo_run(
         run.hold()
     try:
         for entry in wanted:
-            yield _undo_image(project, run, entry, force=force, dry_run=dry_run)
+            yield _undo_image(project, run, entry, keep, force=force, dry_run=dry_run)
         if not dry_run and all("undone" in run.images.get(id_, {}) for id_ in ids & {e.id for e in project.entries}):
             run.record["status"] = "undone"
             run.save()
@@ -103,12 +106,15 @@ def undo_run(
         run.release()
 
 
-def _undo_image(project: Project, run: Run, entry: ImageEntry, *, force: bool, dry_run: bool) -> ImageUndo:
+def _undo_image(
+    project: Project, run: Run, entry: ImageEntry, keep: Collection[str], *, force: bool, dry_run: bool
+) -> ImageUndo:
     with entry.edit() as change:
         present = entry.read_objects()
         found = diff_image(project, run, entry, present)
         status = found.objects["status"]
-        removed = status.index[status.isin(["untouched", "changed"] if force else ["untouched"])]
+        own = status.isin(["untouched", "changed"] if force else ["untouched"])
+        removed = status.index[own & ~status.index.isin(list(keep))]
         covering = _later_runs(project, run, entry.id, present.index)
         restored = empty_objects() if covering else _to_restore(project, run, entry.id, present, removed)
         unlocked = _to_unlock(run, entry.id, present, removed, restored)

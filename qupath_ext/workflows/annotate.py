@@ -41,12 +41,13 @@ from qupath_ext.workflows.regions import (
     without_doubles,
     without_ignored,
 )
+from qupath_ext.workflows.slidememory import SlideMemory
 from qupath_ext.workflows.surveys import StainSource, Surveys, entry_stains
 
 if TYPE_CHECKING:
     from pyhisto.bundle.anymodel import AnyModel
 
-__all__ = ["AnnotateSettings", "Annotated", "annotate_images"]
+__all__ = ["AnnotateSettings", "Annotated", "annotate_images", "find_objects"]
 
 CELL_KINDS = ("cell_detection", "nucleus_segmentation")
 """Kinds of models that find cells, which are put into annotations."""
@@ -111,6 +112,7 @@ def annotate_images(
     *,
     others: Sequence[AnyModel] = (),
     dry_run: bool = False,
+    memory: SlideMemory | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Annotated | tuple[ImageEntry, PyhistoError]]:
     """Run a model over images of a project, and write each result as it comes.
@@ -129,6 +131,8 @@ def annotate_images(
         The same model on further devices, each of which takes images of its own.
     dry_run
         Write nothing.
+    memory
+        Knows slides that were looked at before; each is looked at anew if None.
     progress
         Called with the stage, the number of windows done and the number in all.
 
@@ -146,7 +150,7 @@ def annotate_images(
         raise ConfigError(f"maps of a model for {bundle.spec.kind}", expected=f"one for {' or '.join(WINDOWED)}")
     sized = bundle.spec.nucleus_diameter_um is not None and settings.view.nucleus_size_um == "auto"
     reference = expected_stains(c.classification for c in bundle.spec.classes)
-    surveys = Surveys(entries, settings.stains, settings.mpp, reference=reference, nuclei=sized)
+    surveys = Surveys(entries, settings.stains, settings.mpp, reference=reference, nuclei=sized, memory=memory)
     analysis = _analysis(bundle)
 
     def lane(own: AnyModel) -> Lane[Annotated]:
@@ -200,7 +204,7 @@ def _annotate(
         area = image_area(entry, slide)
         new, parents = _where(slide, settings, drawn, area)
         region = without_ignored(parents, drawn, area)
-        found, measured, watched = _found(slide, entry, bundle, settings, surveys, region, progress)
+        found, measured, watched = find_objects(slide, entry, bundle, settings, surveys, region, progress)
         found = cut_to(found, area)
         maps = image_maps(entry, slide.mpp, {"": watched.maps}, settings.prediction)
         size_mm2 = float(region.area * slide.mpp[0] * slide.mpp[1] / 1e6)
@@ -264,7 +268,7 @@ def _where(
     return empty_objects(), region_to_search(slide, "tumour", drawn, region, area)
 
 
-def _found(
+def find_objects(
     slide: Slide,
     entry: ImageEntry,
     bundle: AnyModel,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pyhisto.errors import PyhistoError
-from pyhisto.nuclei import CellDetectionSettings, auto_settings, detect_cells
+from pyhisto.nuclei import CellDetectionSettings, detect_cells
 from pyhisto.nuclei.auto import AutoSettings
 from pyhisto.nuclei.settings import for_nucleus_size
 from pyhisto.objects import concat_objects, empty_objects
@@ -30,6 +30,7 @@ from qupath_ext.workflows.regions import (
     without_doubles,
     without_ignored,
 )
+from qupath_ext.workflows.slidememory import SlideMemory
 from qupath_ext.workflows.surveys import StainSource, entry_stains
 
 __all__ = ["CellsFound", "CellsSettings", "detect_images"]
@@ -54,6 +55,7 @@ class CellsSettings:
         As in :func:`qupath_ext.workflows.surveys.entry_stains`.
     automatic
         Derive the threshold, and the stains if there are none, from each slide; else they are QuPath's default ones.
+        Where annotations are selected, they are those of the whole slide.
     """
 
     region: RegionSource = "auto"
@@ -82,6 +84,7 @@ def detect_images(
     entries: Sequence[ImageEntry],
     settings: CellsSettings,
     *,
+    memory: SlideMemory | None = None,
     progress: Progress | None = None,
 ) -> Iterator[CellsFound | tuple[ImageEntry, PyhistoError]]:
     """Find the cells of images, and write each result as it comes.
@@ -94,6 +97,8 @@ def detect_images(
         The project and those of its images that are wanted.
     settings
         See :class:`CellsSettings`.
+    memory
+        Knows slides that were looked at before; each is looked at anew if None.
     progress
         Called with the stage, the number of tiles done and the number in all.
 
@@ -105,14 +110,16 @@ def detect_images(
 
     def analyse(entry: ImageEntry, run: Run | None, progress: Progress) -> Pending[CellsFound]:
         del run
-        return _detect(project, entry, settings, progress)
+        return _detect(project, entry, settings, memory or SlideMemory(), progress)
 
     yield from run_images(
         project, entries, ANALYSIS, asdict(settings), [Lane([], analyse)], recorded=_recorded, progress=progress
     )
 
 
-def _detect(project: Project, entry: ImageEntry, settings: CellsSettings, progress: Progress) -> Pending[CellsFound]:
+def _detect(
+    project: Project, entry: ImageEntry, settings: CellsSettings, memory: SlideMemory, progress: Progress
+) -> Pending[CellsFound]:
     """Find the cells of one image."""
     begin = time.perf_counter()
     ownership = read_ownership(project, ANALYSIS, entry)
@@ -124,7 +131,7 @@ def _detect(project: Project, entry: ImageEntry, settings: CellsSettings, progre
         new = parents[~parents.index.isin(drawn.index)].copy()
         new["locked"] = True
         region = without_ignored(parents, drawn, area)
-        used = _settings(slide, entry, settings, region)
+        used = _settings(slide, entry, settings, region, memory)
         found = empty_objects()
         if not region.is_empty:
             found = detect_cells(
@@ -177,7 +184,9 @@ def _to_replace(ownership: Ownership, settings: CellsSettings) -> list[str]:
     return inside_selected(mine, ownership.present, settings.selected, annotations=False)
 
 
-def _settings(slide: Slide, entry: ImageEntry, settings: CellsSettings, region: Any) -> AutoSettings:
+def _settings(
+    slide: Slide, entry: ImageEntry, settings: CellsSettings, region: Any, memory: SlideMemory
+) -> AutoSettings:
     """Return settings and stains for an image."""
     detection = settings.detection
     if settings.nucleus_size_um is not None:
@@ -185,8 +194,8 @@ def _settings(slide: Slide, entry: ImageEntry, settings: CellsSettings, region: 
     stains = entry_stains(entry, settings.stains)
     default = H_E if entry.image_type == "BRIGHTFIELD_H_E" else H_DAB
     if settings.automatic:
-        inside = None if region.is_empty else region
-        return auto_settings(slide, base=detection, reference=default, stains=stains, region=inside)
+        inside = None if settings.selected or region.is_empty else region
+        return memory.settings(slide, base=detection, reference=default, stains=stains, region=inside)
     return AutoSettings(detection, stains or default)
 
 

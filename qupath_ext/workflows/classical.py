@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from pyhisto.nuclei import AutoSettings, CellDetectionSettings, auto_settings
+from pyhisto.nuclei import AutoSettings, CellDetectionSettings
 from pyhisto.nuclei.adapt import View
 from pyhisto.nuclei.settings import NOMINAL_DIAMETER_UM, for_nucleus_size
 from pyhisto.nuclei.survey import Survey
 from pyhisto.slide import Slide
 from pyhisto.stain import StainVectors
+from qupath_ext.workflows.slidememory import SlideMemory
 
 __all__ = ["estimated_settings", "sized_settings"]
 
@@ -37,10 +38,15 @@ def sized_settings(
 
 
 def estimated_settings(
-    slide: Slide, detection: CellDetectionSettings, automatic: bool, stains: StainVectors | None, region: Any
+    slide: Slide,
+    detection: CellDetectionSettings,
+    automatic: bool,
+    stains: StainVectors | None,
+    region: Any,
+    memory: SlideMemory,
 ) -> AutoSettings:
     """Derive stains and thresholds from a slide, where either is wanted; thresholds are those of the stains in use."""
     if stains is not None and not automatic:
         return AutoSettings(detection, stains)
-    found = auto_settings(slide, base=detection, stains=stains, region=None if region.is_empty else region)
+    found = memory.settings(slide, base=detection, stains=stains, region=None if region.is_empty else region)
     return found if automatic else dataclasses.replace(found, settings=detection)

@@ -14,6 +14,7 @@ import shapely
 from pyhisto.bundle.files import Bundle
 from pyhisto.bundle.spec import ModelSpec
 from pyhisto.dataset import CellTask, TrainingImage, labelled_areas
+from pyhisto.dataset.images import Part
 from pyhisto.errors import TrainingError
 from pyhisto.inference import PLAIN
 from pyhisto.metrics import DetectionComparison, compare_detections
@@ -25,11 +26,12 @@ from pyhisto.train import train
 from pyhisto.train.distributed import is_first
 from qupath_ext.frames import open_slide
 from qupath_ext.study import TrainStudy
+from qupath_ext.workflows.slidememory import SlideMemory
 from qupath_ext.workflows.surveys import Surveys, entry_stains
 from qupath_ext.workflows.training import initial_network, model_spec, start_of, training_patches, with_start
 from qupath_ext.workflows.trainingdata import Source
 
-__all__ = ["clear_parts", "cross_validate", "seen_as_before"]
+__all__ = ["clear_parts", "cross_validate", "judged_cells", "seen_as_before"]
 
 RADIUS_UM = 4.0
 """Farthest that a cell that was found may be from the labelled one, times the size factor of the slide."""
@@ -46,7 +48,12 @@ Say = Callable[[str], None]
 
 
 def seen_as_before(
-    sources: Sequence[Source], images: Sequence[TrainingImage], spec: ModelSpec, say: Say
+    sources: Sequence[Source],
+    images: Sequence[TrainingImage],
+    spec: ModelSpec,
+    say: Say,
+    *,
+    remember: bool = False,
 ) -> list[TrainingImage]:
     """Return images as ``annotate`` would show them to a model, so that its training goes on from what it can do there.
 
@@ -59,6 +66,8 @@ def seen_as_before(
         The model.
     say
         Called with lines about what was found.
+    remember
+        Keep what is measured on the slides in their projects, for the next time.
 
     Raises
     ------
@@ -68,7 +77,7 @@ def seen_as_before(
     if spec.stains is None and spec.nucleus_diameter_um is None:
         say(f"  the model does not say what it was trained on: it sees the {len(images)} slides as they are")
         return list(images)
-    surveys = _surveys(sources, images, spec)
+    surveys = _surveys(sources, images, spec, remember)
     out = []
     notes: dict[str, None] = {}
     for source, image in zip(sources, images, strict=True):
@@ -94,7 +103,9 @@ def seen_as_before(
     return out
 
 
-def _surveys(sources: Sequence[Source], images: Sequence[TrainingImage], spec: ModelSpec) -> dict[Path, Surveys]:
+def _surveys(
+    sources: Sequence[Source], images: Sequence[TrainingImage], spec: ModelSpec, remember: bool
+) -> dict[Path, Surveys]:
     """Return what looks at the images of each project, by the project's file."""
     tested = [(s.project.path, s.entry.id) for s, image in zip(sources, images, strict=True) if image.part == "test"]
     projects = {source.project.path: source.project for source in sources}
@@ -104,6 +115,7 @@ def _surveys(sources: Sequence[Source], images: Sequence[TrainingImage], spec: M
             "auto",
             reference=expected_stains(c.classification for c in spec.classes),
             nuclei=spec.nucleus_diameter_um is not None,
+            memory=SlideMemory(path.parent) if remember else None,
         )
         for path, project in projects.items()
     }
@@ -158,6 +170,7 @@ def cross_validate(
     except TrainingError as error:
         say(f"not cross-validated: {error}")
         return {}
+    task = cast(CellTask, study.task())  # a study cross-validates cells alone
     before: list[DetectionComparison] = []
     after: list[DetectionComparison] = []
     for part, dataset in enumerate(patches):
@@ -167,8 +180,8 @@ def cross_validate(
         with_start(network, start, study.start_share)
         if is_first():
             judged = [image for image, own in zip(learnt, number, strict=True) if own == part]
-            before += _judged(judged, init, study)
-            after += _judged(judged, Bundle(work, spec, "", network, device), study)
+            before += judged_cells(judged, init, task, "train")
+            after += judged_cells(judged, Bundle(work, spec, "", network, device), task, "train")
     if not before:
         return {}
     (any_before, class_before), (any_after, class_after) = _f1(before), _f1(after)
@@ -197,12 +210,25 @@ def clear_parts(work: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _judged(images: Sequence[TrainingImage], model: Bundle, study: TrainStudy) -> list[DetectionComparison]:
-    """Compare what a model finds in the labelled areas of images with what is labelled there."""
-    task = cast(CellTask, study.task())  # a study cross-validates cells alone
+def judged_cells(
+    images: Sequence[TrainingImage], model: Bundle, task: CellTask, part: Part
+) -> list[DetectionComparison]:
+    """Compare the cells that a model finds in the labelled areas of images with those that are labelled there.
+
+    Parameters
+    ----------
+    images
+        Annotated slides, as the model sees them; one without a labelled area gives nothing.
+    model
+        A model for cells of the classes of the task.
+    task
+        What the objects say.
+    part
+        What the labels are for; see :func:`pyhisto.dataset.labelled_areas`.
+    """
     out = []
     for image in images:
-        area = shapely.union_all(labelled_areas(image, task, "train"))
+        area = shapely.union_all(labelled_areas(image, task, part))
         if area.is_empty:
             continue
         lens = image.lens or PLAIN
@@ -210,15 +236,15 @@ def _judged(images: Sequence[TrainingImage], model: Bundle, study: TrainStudy) -
             stains = dataclasses.replace(H_DAB, background=image.white or H_DAB.background)  # only the white is used
             found = predict_cells(slide, model, stains=stains, region=area, lens=lens, cell_expansion_um=0)
             pixel = np.asarray(slide.mpp)
-        centres, number = task.nuclei(image, "train")
+        centres, number = task.nuclei(image, part)
         counted = shapely.intersects_xy(area, centres[:, 0], centres[:, 1])
         out.append(
             compare_detections(
                 shapely.get_coordinates(shapely.centroid(found.geometry.to_numpy())) * pixel,
                 found["classification"].astype(str).to_numpy(),
                 centres[counted] * pixel,
-                np.array(study.classes)[number[counted]],
-                classes=study.classes,
+                np.array(task.classes)[number[counted]],
+                classes=task.classes,
                 radius=RADIUS_UM * lens.size,
             )
         )

@@ -21,6 +21,7 @@ from qupath_ext.workflows.lanes import Crew, Progress
 if TYPE_CHECKING:
     from pyhisto.bundle.anymodel import AnyModel
     from pyhisto.mil.bundle import SlideBundle
+    from pyhisto.mil.weak.bundle import WeakBundle
 
 __all__ = ["Lane", "Pending", "Progress", "run_images"]
 
@@ -56,7 +57,7 @@ class Lane(Generic[Result]):
         written, and calls the given progress often: that is where it is stopped.
     """
 
-    bundles: Sequence[AnyModel | SlideBundle]
+    bundles: Sequence[AnyModel | SlideBundle | WeakBundle]
     analyse: Callable[[ImageEntry, Run | None, Progress], Pending[Result]]
 
 

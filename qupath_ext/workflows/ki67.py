@@ -27,6 +27,7 @@ from qupath_ext.workflows.ki67slide import ImageResult, Ki67Settings, analyse_sl
 from qupath_ext.workflows.outcome import ImageOutcome, ImageWriter
 from qupath_ext.workflows.prediction import image_maps
 from qupath_ext.workflows.regions import inside_selected
+from qupath_ext.workflows.slidememory import SlideMemory
 from qupath_ext.workflows.surveys import Surveys, entry_stains
 
 __all__ = ["CLASSES", "ImageResult", "Ki67Settings", "analyse_slide", "annotate_project"]
@@ -43,7 +44,7 @@ H_AND_E = "the project calls this image H&E, where DAB means nothing; set the im
 """Note on an image of that type."""
 
 
-def annotate_project(
+def annotate_project(  # noqa: PLR0913 - models, and how to go about it
     project: Project,
     entries: Sequence[ImageEntry],
     settings: Ki67Settings,
@@ -52,6 +53,7 @@ def annotate_project(
     cells: Bundle | None = None,
     others: Sequence[tuple[Bundle | None, Bundle | None]] = (),
     dry_run: bool = False,
+    memory: SlideMemory | None = None,
     progress: Progress | None = None,
 ) -> Iterator[ImageResult | tuple[ImageEntry, PyhistoError]]:
     """Analyse images of a project; each result is written as soon as it is there.
@@ -71,6 +73,8 @@ def annotate_project(
         The same two models on further devices, which share the images.
     dry_run
         Write nothing.
+    memory
+        Knows slides that were looked at before; each is looked at anew if None.
     progress
         Called with the stage, the number of windows done and the number in all.
 
@@ -82,7 +86,12 @@ def annotate_project(
     """
     bundles = [bundle for bundle in (tumour, cells) if bundle is not None]
     surveys = Surveys(
-        entries, settings.stains, settings.mpp, reference=H_DAB, nuclei=needs_size(settings, bundles, cells)
+        entries,
+        settings.stains,
+        settings.mpp,
+        reference=H_DAB,
+        nuclei=needs_size(settings, bundles, cells),
+        memory=memory,
     )
 
     def lane(tumour: Bundle | None, cells: Bundle | None) -> Lane[ImageResult]:
@@ -133,6 +142,7 @@ def _annotate(
             cells=cells,
             survey=survey,
             nuclei_like=lambda bundle, lens: surveys.nuclei_like(entry, bundle, lens),
+            memory=surveys.memory,
             progress=progress,
         )
         maps = image_maps(entry, slide.mpp, result.seen, settings.prediction)

@@ -17,7 +17,7 @@ from pyhisto.maps import Maps
 from pyhisto.metrics import Index, ki67_index
 from pyhisto.nuclei import CellDetectionSettings, detect_cells
 from pyhisto.nuclei.adapt import Adaptation, View, adapt
-from pyhisto.nuclei.survey import Survey, survey_slide
+from pyhisto.nuclei.survey import Survey
 from pyhisto.objects import concat_objects, empty_objects
 from pyhisto.slide import Slide
 from pyhisto.stain import H_DAB, StainVectors
@@ -36,6 +36,7 @@ from qupath_ext.workflows.regions import (
     without_doubles,
     without_ignored,
 )
+from qupath_ext.workflows.slidememory import SlideMemory
 from qupath_ext.workflows.surveys import StainSource
 
 __all__ = ["ImageResult", "Ki67Settings", "analyse_slide", "looks_first", "needs_size"]
@@ -56,12 +57,14 @@ class Ki67Settings:
     tumour_class
         Class of tumour annotations.
     selected
-        Ids of annotations in which cells are looked for, whatever `region` says; not with a tumour model.
+        Ids of annotations in which cells are looked for, whatever `region` says; not with a tumour model. Thresholds
+        are those of the whole slide then, the same for each selection on it.
     stains
         ``"project"`` takes those of the project, ``"default"`` QuPath's default H-DAB, ``"auto"`` those of the project
         if a person adjusted them, else estimates them from the slide.
     automatic
-        Derive the thresholds of the classical detector from each slide; else `detection` is taken as it is.
+        Derive the thresholds of the classical detector from each slide, where it looks for cells; else `detection` is
+        taken as it is.
     detection
         Settings of the classical detector; of the networks only ``cell_expansion_um`` is used.
     view
@@ -134,6 +137,7 @@ def analyse_slide(  # noqa: PLR0913 - all of it is what is known about one image
     cells: Bundle | None = None,
     survey: Survey | None = None,
     nuclei_like: NucleiLike | None = None,
+    memory: SlideMemory | None = None,
     progress: Progress | None = None,
 ) -> ImageResult:
     """Find tumour and cells on a slide; nothing is written.
@@ -157,7 +161,7 @@ def analyse_slide(  # noqa: PLR0913 - all of it is what is known about one image
         What the slide shows, with others like it; for networks, which look at this slide alone if None.
     nuclei_like
         Returns the mean DAB OD of nuclei of slides like this one, which a DAB cut is derived from besides its own.
-    tumour, cells, progress
+    tumour, cells, memory, progress
         As in :func:`annotate_project`.
 
     Returns
@@ -172,9 +176,10 @@ def analyse_slide(  # noqa: PLR0913 - all of it is what is known about one image
 
     drawn = empty_objects() if drawn is None else drawn
     area = shapely.box(0, 0, *slide.dimensions) if area is None else area
+    memory = memory or SlideMemory()
     if survey is None and looks_first(settings, tumour, cells):
         known = [bundle for bundle in (tumour, cells) if bundle is not None]
-        survey = survey_slide(slide, stains=stains, reference=H_DAB, nuclei=needs_size(settings, known, cells))
+        survey = memory.survey(slide, stains=stains, reference=H_DAB, nuclei=needs_size(settings, known, cells))
     watched: dict[str, WatchedImage] = {}
     if tumour is not None:
         new, watched["-tumour"] = _tumour(slide, settings, area, tumour, survey, report("tumour"))
@@ -205,7 +210,8 @@ def analyse_slide(  # noqa: PLR0913 - all of it is what is known about one image
         notes: tuple[str, ...] = ()
     else:
         sized, notes = sized_settings(settings.detection, settings.view, survey)
-        automatic = estimated_settings(slide, sized, settings.automatic, stains, region)
+        sampled = shapely.Polygon() if settings.selected else region  # what is selected gets what suits the slide
+        automatic = estimated_settings(slide, sized, settings.automatic, stains, sampled, memory)
         stains = stains or automatic.stains
         detection, measured = automatic.settings, automatic.measured
         notes += automatic.notes if settings.automatic or settings.stains == "auto" else ()

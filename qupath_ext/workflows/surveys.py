@@ -13,12 +13,13 @@ from pyhisto.errors import PyhistoError
 from pyhisto.inference import Lens
 from pyhisto.nuclei.adapt import dab_means
 from pyhisto.nuclei.network import predict_cells
-from pyhisto.nuclei.survey import PIXEL_UM, Survey, pool_surveys, survey_slide
+from pyhisto.nuclei.survey import PIXEL_UM, Survey, pool_surveys
 from pyhisto.slide import Slide
 from pyhisto.stain import H_DAB, StainVectors
 from qupath_ext.errors import ProjectError
 from qupath_ext.frames import is_default_stains, open_slide, to_stain_vectors
 from qupath_ext.project import ImageEntry
+from qupath_ext.workflows.slidememory import SlideMemory
 
 __all__ = ["StainSource", "Surveys", "entry_stains"]
 
@@ -69,6 +70,13 @@ class Surveys:
         The stains that are expected; see :func:`pyhisto.nuclei.survey.survey_slide`.
     nuclei
         Look for the size of the nuclei, too.
+    memory
+        Knows slides that were looked at before; each is looked at anew if None.
+
+    Attributes
+    ----------
+    memory
+        The same; one that knows nothing if it was None.
     """
 
     def __init__(
@@ -79,7 +87,9 @@ class Surveys:
         *,
         reference: StainVectors | None = None,
         nuclei: bool = True,
+        memory: SlideMemory | None = None,
     ) -> None:
+        self.memory = memory or SlideMemory()
         self._reference = reference
         self._nuclei = nuclei
         self._stains = stains
@@ -142,7 +152,7 @@ class Surveys:
         return np.concatenate(means)
 
     def _survey(self, slide: Slide, stains: StainVectors | None) -> Survey:
-        return survey_slide(slide, stains=stains, reference=self._reference, nuclei=self._nuclei)
+        return self.memory.survey(slide, stains=stains, reference=self._reference, nuclei=self._nuclei)
 
     def _others(self, kind: tuple[float, str], entry: ImageEntry | None) -> list[ImageEntry]:
         others = [other for other in self._groups[kind] if entry is None or other.id != entry.id]

@@ -20,10 +20,31 @@ from qupath_ext.runs.record import list_runs
 from qupath_ext.study import LabelStudy
 from qupath_ext.workflows.surveys import entry_stains
 
-__all__ = ["IMPORTS", "Source", "Truth", "gather", "patient_of", "training_images", "truth_objects"]
+__all__ = [
+    "DONE",
+    "IMPORTS",
+    "PROPOSALS",
+    "REGION",
+    "REJECTED",
+    "Source",
+    "Truth",
+    "gather",
+    "patient_of",
+    "training_images",
+    "truth_objects",
+]
 
 IMPORTS = "import"
 """The analysis whose objects a person brought in: they are truth as what that person drew."""
+
+PROPOSALS = "active-"
+"""How the names of the analyses begin that propose regions with predictions inside, for a person to correct."""
+
+REGION, DONE, REJECTED = "Region*", "Done*", "Rejected*"
+"""Classes of a region that was proposed, that a person went through, and that is not to be learnt from."""
+
+SLACK_PX = 1.0
+"""How far what was cut to a region may stick out of it, px, for having been rounded."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +98,9 @@ def truth_objects(source: Source, labels: LabelStudy) -> Truth:
     Annotations count, but those that an analysis wrote and nobody changed. Detections and cells count if a person
     corrected what an analysis wrote; with ``labels.detections`` also those inside a training or validation area, which
     are background there without it, and counted as unchecked.
+
+    A ``Done*`` region is a training area, in which a person looked at everything: annotations inside it count whoever
+    wrote them. What was written for regions that are proposed counts nowhere else, changed or not.
     """
     present = source.entry.read_objects()
     runs = [run for run in list_runs(source.project) if run.analysis != IMPORTS]
@@ -85,16 +109,64 @@ def truth_objects(source: Source, labels: LabelStudy) -> Truth:
     found = np.isin(kind, ["detection", "cell"])
     counts = (kind == "annotation") & ~present.index.isin(untouched)
     counts |= found & present.index.isin(theirs)
+    proposing = [run for run in runs if run.analysis.startswith(PROPOSALS)]
+    if proposing or (present["classification"] == DONE).any():
+        present, counts = _as_answered(present, counts, sort_out(source.project, source.entry.id, present, proposing))
     rows = np.flatnonzero(found & ~counts & present["classification"].notna().to_numpy())
     inside = rows[_inside(present, rows, (labels.training, labels.validation))]
     if labels.detections:
+        inside = rows[_inside(present, rows, (labels.training, labels.validation, DONE))]
         counts[inside] = True
-    return Truth(present[counts], 0 if labels.detections else len(inside))
+    truth = present[counts]
+    done = (truth["classification"] == DONE).to_numpy()
+    if done.any():
+        truth = truth.copy()
+        names = truth["classification"].astype(object)
+        names[done] = labels.training
+        truth["classification"] = names.astype("category")
+    return Truth(truth, 0 if labels.detections else len(inside))
 
 
-def _inside(present: gpd.GeoDataFrame, rows: npt.NDArray[np.intp], names: tuple[str, str]) -> npt.NDArray[np.bool_]:
+def _as_answered(
+    present: gpd.GeoDataFrame, counts: npt.NDArray[np.bool_], proposed: tuple[list[str], list[str]]
+) -> tuple[gpd.GeoDataFrame, npt.NDArray[np.bool_]]:
+    """Let annotations in done regions count, and of what was proposed elsewhere only that it was rejected.
+
+    Parameters
+    ----------
+    present
+        All objects of the image.
+    counts
+        Which of them are truth by the other rules, bool (n,).
+    proposed
+        Ids of what runs wrote that propose: untouched, and changed by a person.
+
+    Returns
+    -------
+    present, counts
+        The same; of points that were proposed, only those in done regions are left.
+    """
+    is_annotation = (present["object_type"] == "annotation").to_numpy()
+    flat = is_annotation & (shapely.get_dimensions(present.geometry.to_numpy()) == 2)
+    areas = present[flat & (present["classification"] == DONE).to_numpy()]
+    done = shapely.union_all(shapely.make_valid(areas.geometry.to_numpy()))
+    shapes = present.geometry.to_numpy(copy=True)
+    points = is_annotation & (shapely.get_dimensions(shapes) == 0)
+    of_proposals = present.index.isin([*proposed[0], *proposed[1]])
+    answer = present["classification"].isin([DONE, REJECTED]).to_numpy()
+    narrow, wide = shapely.buffer(done, -SLACK_PX), shapely.buffer(done, SLACK_PX)
+    reaching = np.where(points, shapely.intersects(done, shapes), shapely.intersects(narrow, shapes))
+    inside = is_annotation & np.where(points, shapely.covers(done, shapes), shapely.covers(wide, shapes))
+    cut = np.flatnonzero(points & of_proposals & reaching)
+    shapes[cut] = shapely.intersection(shapes[cut], done)
+    out = present.copy()
+    out["geometry"] = shapes
+    return out, (counts & (~of_proposals | answer | reaching)) | inside
+
+
+def _inside(present: gpd.GeoDataFrame, rows: npt.NDArray[np.intp], names: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Return whether the centroids of some objects lie in an annotation of one of the classes; (n,)."""
-    areas = present[(present["object_type"] == "annotation") & present["classification"].isin(names)]
+    areas = present[(present["object_type"] == "annotation") & present["classification"].isin(list(names))]
     if len(areas) == 0:
         return np.zeros(len(rows), dtype=bool)
     area = shapely.union_all(areas.geometry.to_numpy())

@@ -57,6 +57,10 @@ class TrainRun:
         ``"cpu"``, ``"cuda"`` or ``"mps"``.
     wanted, minutes
         What is decided before a plan is made, and the time for the training.
+    amend
+        Changes what the annotations of an image say; None leaves it as it is.
+    remember
+        Keep what is measured on slides in their projects, for the next training.
     """
 
     sources: Sequence[Source]
@@ -68,6 +72,8 @@ class TrainRun:
     device: str = "cpu"
     wanted: Wanted = field(default_factory=Wanted)
     minutes: float = 20.0
+    amend: Callable[[Source, TrainingImage], TrainingImage] | None = None
+    remember: bool = False
 
     @property
     def folder(self) -> Path:
@@ -113,7 +119,7 @@ def plan_run(run: TrainRun, say: Say) -> Planned:
     """
     check_device(run.device)
     wanted = run.wanted if run.init is None else _as_before(run.wanted, run.init)
-    _, images = _images(run.sources, wanted.labels, wanted.patient_key, say)
+    _, images = _images(run, wanted.labels, wanted.patient_key, say)
     if run.split is not None:
         images = _divided(images, read_split(run.split))
     seen = [image for image in images if image.part != "test"]
@@ -152,7 +158,7 @@ def run_training(run: TrainRun, say: Say, progress: Progress | None = None) -> T
     study, text = _study(run, log)
     own = run.folder / SPLIT
     source = run.split or (own if own.is_file() else None)
-    sources, images = _images(run.sources, study.labels, study.patient_key, log)
+    sources, images = _images(run, study.labels, study.patient_key, log)
     patients = [image.patient for image in images]
     split = read_split(source) if source else split_by_training(patients, study.validation, study.training.seed)
     images = _divided(images, split)
@@ -164,7 +170,7 @@ def run_training(run: TrainRun, say: Say, progress: Progress | None = None) -> T
 
     check = None
     if run.init is not None:
-        images = seen_as_before(sources, images, run.init.spec, log)
+        images = seen_as_before(sources, images, run.init.spec, log, remember=run.remember)
         check = partial(cross_validate, images, study, run.init, run.folder, device=run.device, say=log)
 
     def begin() -> None:
@@ -210,12 +216,12 @@ def _study(run: TrainRun, say: Say) -> tuple[TrainStudy, str]:
     return planned.study, planned.text()
 
 
-def _images(
-    sources: Sequence[Source], labels: LabelStudy, patient_key: str, say: Say
-) -> tuple[list[Source], list[TrainingImage]]:
+def _images(run: TrainRun, labels: LabelStudy, patient_key: str, say: Say) -> tuple[list[Source], list[TrainingImage]]:
     """Return the images that have annotations, as they stand in their projects and as slides."""
-    images = training_images(sources, labels, patient_key=patient_key, say=say)
-    labelled = [pair for pair in zip(sources, images, strict=True) if len(labelled_objects(pair[1]).name)]
+    images = training_images(run.sources, labels, patient_key=patient_key, say=say)
+    if run.amend is not None:
+        images = [run.amend(source, image) for source, image in zip(run.sources, images, strict=True)]
+    labelled = [pair for pair in zip(run.sources, images, strict=True) if len(labelled_objects(pair[1]).name)]
     if not labelled:
         raise TrainingError(
             f"no annotation with a class on {len(images)} images",

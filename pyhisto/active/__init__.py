@@ -1,0 +1,1 @@
+"""Which regions of unlabelled slides a person should look at next. Importing this package loads nothing heavy."""
