@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,28 +18,26 @@ from pyhisto.errors import ConfigError
 from pyhisto.polygons import (
     Outline,
     Rings,
-    Sides,
     find_sides,
-    join_sides,
     ring_polygons,
     trace_rings,
-    waiting_rings,
 )
 
 __all__ = [
-    "BandPolygons",
+    "DrawnPolygons",
     "PolygonSettings",
     "clean_polygon",
+    "draw_polygons",
+    "in_order",
     "label_map_to_polygons",
     "mask_to_polygons",
     "paint",
     "polygon_rings",
     "rasterise",
+    "shown_rings",
 ]
 
 RUNS_AT_ONCE = 1 << 16
-SIDES_AT_ONCE = 1 << 18
-"""Sides of pixels from which on bands are worked off."""
 LONG_RUN = 40
 """Pixels from which on it is faster to set a run by itself."""
 
@@ -282,8 +280,8 @@ def label_map_to_polygons(
     """
     settings = settings or PolygonSettings()
     rings = trace_rings(find_sides(labels), settings.outline)
-    polygons, label = _drawn(rings, np.ones(len(rings), dtype=np.bool_), settings)
-    polygons, label = _in_order(polygons, label, settings)
+    found = in_order(draw_polygons(rings, *shown_rings(rings, settings), settings), settings)
+    polygons, label = found.polygons, found.label
     if join:
         label, first, count = np.unique(label, return_index=True, return_counts=True)
         joined = polygons[first]
@@ -293,109 +291,70 @@ def label_map_to_polygons(
     return list(polygons), label
 
 
-class BandPolygons:
-    """The polygons of a mask that comes in bands from top to bottom: the same as of the whole mask at once.
+class DrawnPolygons(NamedTuple):
+    """Polygons (n,), the label of each, and the mean of a map over each."""
 
-    Memory is needed for one band, the polygons that are finished, and the outlines of regions that the next band may
-    go on with (with `min_hole_area`, also of those below or beside them in the same columns).
-
-    Parameters
-    ----------
-    settings
-        Half-way outlines of everything by default.
-
-    Examples
-    --------
-    >>> bands = BandPolygons(PolygonSettings(outline="pixels"))
-    >>> for row in range(3):
-    ...     bands.add(np.ones((1, 4), bool), row)
-    >>> [polygon.area for polygon in bands.finish()]
-    [12.0]
-    """
-
-    def __init__(self, settings: PolygonSettings | None = None) -> None:
-        self.settings = settings or PolygonSettings()
-        self._sides: Sides | None = None
-        self._next_row = 0
-        self._enough = SIDES_AT_ONCE
-        self._done: list[npt.NDArray[Any]] = []
-
-    def add(self, rows: npt.NDArray[np.bool_], y0: int) -> None:
-        """Take the next band of the mask.
-
-        Parameters
-        ----------
-        rows
-            bool, shape (rows, width).
-        y0
-            Row of the mask at the band's top. Rows that are passed over are empty.
-
-        Raises
-        ------
-        ValueError
-            If the band is not below the last one, or of another width.
-        """
-        found = find_sides(rows, y0)
-        if y0 < self._next_row:
-            raise ValueError(f"a band at row {y0} after row {self._next_row - 1}")
-        if self._sides is None:
-            self._sides = found
-        elif self._sides.width == found.width:
-            self._sides = join_sides(self._sides, found)
-        else:
-            raise ValueError(f"a band {found.width - 1} px wide after one of {self._sides.width - 1} px")
-        self._next_row = y0 + len(rows)
-        if len(self._sides.ends) > self._enough:
-            rings = trace_rings(self._sides, self.settings.outline)
-            waiting = waiting_rings(rings, self._next_row, hollow=self.settings.min_hole_area > 0)
-            self._done.append(_drawn(rings, ~waiting, self.settings)[0])
-            self._sides = rings.sides_of(waiting)
-            self._enough = SIDES_AT_ONCE + 2 * len(self._sides.ends)
-
-    def finish(self) -> list[Any]:
-        """Return the polygons of all bands, in level-0 px, as :func:`mask_to_polygons` does."""
-        if self._sides is not None:
-            rings = trace_rings(self._sides, self.settings.outline)
-            self._done.append(_drawn(rings, np.ones(len(rings), dtype=np.bool_), self.settings)[0])
-            self._sides = None
-        polygons = np.concatenate([np.empty(0, dtype=object), *self._done])
-        return list(_in_order(polygons, np.zeros(len(polygons), dtype=np.int64), self.settings)[0])
+    polygons: npt.NDArray[Any]
+    label: npt.NDArray[np.int64]
+    mean: npt.NDArray[np.float64]
 
 
-def _drawn(
-    rings: Rings, wanted: npt.NDArray[np.bool_], settings: PolygonSettings
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Return polygons of the wanted regions, mask pixels, and the label of each."""
-    area = rings.areas() - (0.5 if settings.outline == "halfway" else 0.0)
-    drawn = wanted & ~(rings.hole & (area < settings.min_hole_area))
-    outer, container = rings.nesting(containers=not drawn[wanted].all())
-    inside = np.flatnonzero(container >= 0)
-    while True:
-        hidden = drawn[inside] & ~(drawn[container[inside]] & drawn[outer[container[inside]]])
-        if not hidden.any():
-            break
-        drawn[inside[hidden]] = False
-    polygons, shell = ring_polygons(rings, outer, np.flatnonzero(drawn & drawn[outer]), settings.outline)
-    label = rings.labels[shell]
+def draw_polygons(
+    rings: Rings, shown: npt.NDArray[np.bool_], outer: npt.NDArray[np.int64], settings: PolygonSettings
+) -> DrawnPolygons:
+    """Return polygons, mask pixels, of some rings: holes, and the `outer` ring of each; bool and int64 (k,)."""
+    kept = np.flatnonzero(shown)
+    polygons, shell = ring_polygons(rings, outer, kept, settings.outline)
+    total, count = (np.bincount(outer[kept], of[kept], len(rings))[shell] for of in (rings.integrals(), rings.areas()))
+    label, mean = rings.labels[shell], total / count
     if settings.tolerance > 0:
-        polygons = shapely.simplify(polygons, settings.tolerance)
+        polygons = _simplified(polygons, settings.tolerance)
         sound = shapely.is_valid(polygons) & (shapely.area(polygons) > 0)
         repaired = [clean_polygon(polygon) for polygon in polygons[~sound]]
         more = np.array([part for parts in repaired for part in parts], dtype=object)
-        label = np.concatenate([label[sound], np.repeat(label[~sound], [len(parts) for parts in repaired])])
+        parts = [len(parts) for parts in repaired]
+        label, mean = (np.concatenate([of[sound], np.repeat(of[~sound], parts)]) for of in (label, mean))
         polygons = np.concatenate([polygons[sound], more])
     large = shapely.area(polygons) >= settings.min_area
-    return polygons[large], label[large]
+    return DrawnPolygons(polygons[large], label[large], mean[large])
 
 
-def _in_order(
-    polygons: npt.NDArray[Any], label: npt.NDArray[np.int64], settings: PolygonSettings
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+def shown_rings(rings: Rings, settings: PolygonSettings) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Return which rings are neither holes that are filled nor in such holes, and the outer ring of each."""
+    area = np.abs(rings.areas()) - (0.5 if settings.outline == "halfway" else 0.0)
+    shown = ~(rings.hole & (area < settings.min_hole_area))
+    outer, container = rings.nesting(containers=not shown.all())
+    inside = np.flatnonzero(container >= 0)
+    while True:
+        hidden = shown[inside] & ~(shown[container[inside]] & shown[outer[container[inside]]])
+        if not hidden.any():
+            return shown & shown[outer], outer
+        shown[inside[hidden]] = False
+
+
+def _simplified(polygons: npt.NDArray[Any], tolerance: float) -> npt.NDArray[Any]:
+    """Return polygons with fewer points, no outline farther than the tolerance from where it was.
+
+    Rings are simplified as closed lines: of a polygon's ring, GEOS drops the first point in a second pass, whose error
+    adds to that of the first.
+    """
+    if len(polygons) == 0:
+        return polygons
+    lines = shapely.from_ragged_array(shapely.GeometryType.MULTILINESTRING, *shapely.to_ragged_array(polygons)[1:])
+    rings, polygon = shapely.get_parts(shapely.simplify(lines, tolerance), return_index=True)
+    ends = np.concatenate([[0], np.cumsum(shapely.get_num_coordinates(rings))])
+    shells = np.concatenate([[0], np.cumsum(np.bincount(polygon, minlength=len(polygons)))])
+    points = shapely.get_coordinates(rings)
+    return np.asarray(shapely.from_ragged_array(shapely.GeometryType.POLYGON, points, (ends, shells)))
+
+
+def in_order(found: DrawnPolygons, settings: PolygonSettings) -> DrawnPolygons:
     """Return the polygons by label, largest first, in level-0 px."""
-    x0, y0 = shapely.bounds(polygons).reshape(-1, 4).T[:2]
-    order = np.lexsort((x0, y0, -shapely.area(polygons), label))
-    placed = shapely.transform(polygons[order], lambda xy: xy * np.asarray(settings.scale) + settings.origin)
-    return placed, label[order]
+    x0, y0 = shapely.bounds(found.polygons).reshape(-1, 4).T[:2]
+    order = np.lexsort((x0, y0, -shapely.area(found.polygons), found.label))
+    scale, origin = np.asarray(settings.scale), settings.origin
+    placed = shapely.transform(found.polygons[order], lambda xy: xy * scale + origin)
+    return DrawnPolygons(placed, found.label[order], found.mean[order])
 
 
 def clean_polygon(geometry: Any) -> list[Any]:

@@ -7,16 +7,17 @@ Regions are 4-connected. :mod:`pyhisto.labels` is what other modules call.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import shapely
 
-__all__ = ["Outline", "Rings", "Sides", "find_sides", "join_sides", "ring_polygons", "trace_rings", "waiting_rings"]
+__all__ = ["Outline", "Rings", "Sides", "find_sides", "join_sides", "ring_polygons", "trace_rings"]
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
+FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Outline = Literal["halfway", "pixels"]
 
@@ -36,6 +37,9 @@ class Sides:
         int64 (n,) each: ``row * width + column`` of the pixel corner from which a side goes down one pixel.
     end_labels, start_labels
         int64 (n,) each: the label left of an end, right of a start.
+    sums
+        float64, those of the ends and then those of the starts: the sum of a map over the pixels left of a side in its
+        row. None where no map is summed.
     """
 
     width: int
@@ -43,10 +47,15 @@ class Sides:
     starts: IntArray
     end_labels: IntArray
     start_labels: IntArray
+    sums: FloatArray | None = None
 
 
-def find_sides(labels: npt.NDArray[Any], first_row: int = 0) -> Sides:
+def find_sides(
+    labels: npt.NDArray[Any], first_row: int = 0, summed: npt.NDArray[np.floating[Any]] | None = None
+) -> Sides:
     """Return the sides of the labels, bool or int (H, W), whose top row is `first_row`; 0 is background.
+
+    `summed` (H, W) is the map that :attr:`Sides.sums` is of.
 
     Raises
     ------
@@ -71,17 +80,26 @@ def find_sides(labels: npt.NDArray[Any], first_row: int = 0) -> Sides:
     sides = Sides(width, *(np.concatenate(part) for part in zip(*found, strict=True)))
     if min(sides.end_labels.min(initial=0), sides.start_labels.min(initial=0)) < 0:
         raise ValueError("negative labels")
-    return sides
+    if summed is None:
+        return sides
+    left_of = np.zeros((height, width))
+    np.cumsum(summed, axis=1, out=left_of[:, 1:])
+    return replace(sides, sums=left_of.ravel()[np.concatenate([sides.ends, sides.starts]) - first_row * width])
 
 
 def join_sides(above: Sides, below: Sides) -> Sides:
     """Return the sides of two parts of one map, one below the other."""
+    sums = None
+    if above.sums is not None and below.sums is not None:
+        a, b = len(above.ends), len(below.ends)
+        sums = np.concatenate([above.sums[:a], below.sums[:b], above.sums[a:], below.sums[b:]])
     return Sides(
         above.width,
         np.concatenate([above.ends, below.ends]),
         np.concatenate([above.starts, below.starts]),
         np.concatenate([above.end_labels, below.end_labels]),
         np.concatenate([above.start_labels, below.start_labels]),
+        sums,
     )
 
 
@@ -151,9 +169,34 @@ class Rings:
         return self.label[self.order[self.offsets[:-1]]]
 
     def areas(self) -> IntArray:
-        """Return the pixels inside each ring, int64 (k,)."""
-        signed = self.x * (self.bottom - self.top) * np.where(self.start, -1, 1)
-        return np.abs(np.add.reduceat(signed[self.order], self.offsets[:-1])) if len(self) else self.offsets[:0]
+        """Return the number of pixels inside each ring, negative for holes, int64 (k,)."""
+        area: IntArray = self._around(self.x * (self.bottom - self.top))
+        return area
+
+    def integrals(self) -> FloatArray:
+        """Return the sum of the map over the pixels inside each ring, negated for holes, float64 (k,); NaN without one.
+
+        As with areas, the sum over a region is that over its boundary of what lies left of it (Green's theorem).
+        """
+        if self.sides.sums is None:
+            return np.full(len(self), np.nan)
+        integral: FloatArray = self._around(np.bincount(self.wall_of_side, self.sides.sums, len(self.x)))
+        return integral
+
+    def bounds(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """Return left, top, right and bottom of each ring, int64 (k,) each."""
+        if not len(self):
+            return (self.offsets[:0],) * 4
+        x, top, bottom = (of[self.order] for of in (self.x, self.top, self.bottom))
+        first = self.offsets[:-1]
+        low, high = np.minimum.reduceat, np.maximum.reduceat
+        return low(x, first), low(top, first), high(x, first), high(bottom, first)
+
+    def _around(self, left_of_wall: npt.NDArray[Any]) -> Any:
+        """Return the sum over the walls of each ring of what lies left of them, ends less starts."""
+        if not len(self):
+            return left_of_wall[:0]
+        return np.add.reduceat((left_of_wall * np.where(self.start, -1, 1))[self.order], self.offsets[:-1])
 
     def nesting(self, *, containers: bool) -> tuple[IntArray, IntArray]:
         """Return the outer ring of each ring's region and, where asked for, the hole that each region lies in.
@@ -193,7 +236,8 @@ class Rings:
         kept = rings[self.ring_of_wall[self.wall_of_side]]
         ends, starts = np.split(kept, [len(self.sides.ends)])
         of = self.sides
-        return Sides(of.width, of.ends[ends], of.starts[starts], of.end_labels[ends], of.start_labels[starts])
+        sums = None if of.sums is None else of.sums[kept]
+        return Sides(of.width, of.ends[ends], of.starts[starts], of.end_labels[ends], of.start_labels[starts], sums)
 
     def _highest_walls(self) -> IntArray:
         """Return the wall of each ring with the topmost corner, on the side of the region that starts the ring."""
@@ -331,30 +375,6 @@ def _stable_order(values: IntArray) -> IntArray:
         order = order[np.argsort((high[order] & 0xFFFF).astype(np.uint16), kind="stable")]
         high = high >> 16
     return order
-
-
-def waiting_rings(rings: Rings, next_row: int, *, hollow: bool) -> BoolArray:
-    """Return which rings of a mask without its rows from `next_row` on may still change, bool (k,).
-
-    These are regions that reach the last row, with all that lies in their holes; if it matters what a hole will hold
-    (`hollow`), those too that such a region spans from left to right, for it may close around them.
-    """
-    outer, container = rings.nesting(containers=True)
-    nested = container >= 0
-    above = outer.copy()
-    above[nested] = outer[container[nested]]
-    outermost = _last_of_chain(above)
-    waiting = np.zeros(len(rings), dtype=np.bool_)
-    waiting[outermost[rings.ring_of_wall[rings.bottom == next_row]]] = True
-    if hollow and waiting.any():
-        x = rings.x[rings.order]
-        left, right = np.minimum.reduceat(x, rings.offsets[:-1]), np.maximum.reduceat(x, rings.offsets[:-1])
-        open_ones = np.flatnonzero(waiting)
-        open_ones = open_ones[np.argsort(left[open_ones])]
-        farthest = np.maximum.accumulate(right[open_ones])
-        before = np.searchsorted(left[open_ones], left)
-        waiting |= (before > 0) & (farthest[before - 1] > right)
-    return waiting[outermost]
 
 
 def ring_polygons(

@@ -25,7 +25,8 @@ import shapely
 import tifffile
 from scipy import ndimage
 
-from pyhisto.labels import BandPolygons, PolygonSettings, label_map_to_polygons, mask_to_polygons, rasterise
+from pyhisto.bands import BandPolygons
+from pyhisto.labels import PolygonSettings, label_map_to_polygons, mask_to_polygons, rasterise
 from pyhisto.slide import Slide
 from pyhisto.tiling import TileGrid
 from pyhisto.tissue import detect_tissue

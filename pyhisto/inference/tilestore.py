@@ -15,7 +15,7 @@ __all__ = ["PredictedTile", "TileStore"]
 PredictedTile: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 """Planes float32 (n, size, size) and RGB uint8 (size, size, 3) of the used part of a tile."""
 
-RESIDENT_BYTES = 64 << 20
+RESIDENT_BYTES = 32 << 20
 """Memory for tiles; what is beyond it, the rims of a wide slide, goes to the file."""
 
 _Key: TypeAlias = tuple[int, int]

@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import geopandas as gpd
-import numpy as np
-import numpy.typing as npt
 
+from pyhisto.bands import BandPolygons
 from pyhisto.bundle.files import Bundle
 from pyhisto.errors import ConfigError
 from pyhisto.inference.cascade import heated
@@ -17,7 +16,7 @@ from pyhisto.inference.heat import HeatMaps, heat_factor
 from pyhisto.inference.lens import PLAIN, Lens
 from pyhisto.inference.settings import InferenceSettings
 from pyhisto.inference.stream import Frame, Progress, WindowObserver, stream_frame, stream_windows
-from pyhisto.labels import BandPolygons, PolygonSettings, rasterise
+from pyhisto.labels import PolygonSettings
 from pyhisto.objects import concat_objects, empty_objects, make_objects
 from pyhisto.slide import Slide
 
@@ -63,7 +62,7 @@ def predict_tissue(
     -------
     geopandas.GeoDataFrame
         Path-object table of annotations, level-0 px, of each class that the bundle names, with the measurement
-        ``<class> probability`` (mean over the annotation).
+        ``<class> probability``: the mean over the annotation, as it is before points are left out of its outline.
 
     Raises
     ------
@@ -99,13 +98,11 @@ def _tissue_objects(heat: HeatMaps, bundle: Bundle, frame: Frame) -> gpd.GeoData
     """Turn the maps of class probabilities into annotations."""
     numbers = bundle.spec.postprocessing
     pixel_um = frame.mpp * heat.factor
-    scale = (frame.downsample[0] * heat.factor, frame.downsample[1] * heat.factor)
-    origin = (frame.left, frame.top)
     sigma = numbers["sigma_um"] / pixel_um
     names = {number: c.classification for number, c in enumerate(bundle.spec.classes[1:]) if c.classification}
     cut = PolygonSettings(
-        origin=origin,
-        scale=scale,
+        origin=(frame.left, frame.top),
+        scale=(frame.downsample[0] * heat.factor, frame.downsample[1] * heat.factor),
         min_area=numbers["min_area_um2"] / pixel_um**2,
         min_hole_area=numbers["min_hole_area_um2"] / pixel_um**2,
         tolerance=numbers["simplify_um"] / pixel_um,
@@ -114,36 +111,11 @@ def _tissue_objects(heat: HeatMaps, bundle: Bundle, frame: Frame) -> gpd.GeoData
     for y, smooth in heat.smooth(sigma):
         best = smooth.argmax(axis=0)
         for number, outline in outlines.items():
-            outline.add((smooth[number] > numbers["threshold"]) & (best == number), y)
-    polygons = {number: outline.finish() for number, outline in outlines.items()}
-    certainty = _means_inside(heat, sigma, polygons, origin, scale)
-    tables = [
-        make_objects(
-            polygons[number],
-            object_type="annotation",
-            classification=name,
-            measurements={f"{name} probability": certainty[number]},
-        )
-        for number, name in names.items()
-        if polygons[number]
-    ]
+            outline.add((smooth[number] > numbers["threshold"]) & (best == number), y, smooth[number])
+    tables = []
+    for number, name in names.items():
+        polygons, certainty = outlines[number].finish()
+        if polygons:
+            own = {f"{name} probability": certainty}
+            tables.append(make_objects(polygons, object_type="annotation", classification=name, measurements=own))
     return concat_objects(tables)
-
-
-def _means_inside(
-    heat: HeatMaps,
-    sigma: float,
-    polygons: dict[int, list[Any]],
-    origin: tuple[float, float],
-    scale: tuple[float, float],
-) -> dict[int, npt.NDArray[np.float64]]:
-    """Return for each class the mean of the pixels whose centre lies in each of its polygons; NaN if there is none."""
-    sums = {number: np.zeros((2, len(own) + 1)) for number, own in polygons.items()}
-    for y, smooth in heat.smooth(sigma):
-        corner = (origin[0], origin[1] + y * scale[1])
-        for number, own in polygons.items():
-            labels = rasterise(own, range(1, len(own) + 1), smooth.shape[1:], origin=corner, scale=scale).ravel()
-            sums[number][0] += np.bincount(labels, smooth[number].ravel(), len(own) + 1)
-            sums[number][1] += np.bincount(labels, minlength=len(own) + 1)
-    with np.errstate(invalid="ignore"):
-        return {number: total[1:] / count[1:] for number, (total, count) in sums.items()}
