@@ -23,6 +23,9 @@ __all__ = ["Survey", "expected_stains", "pool_surveys", "survey_slide", "trainin
 PIXEL_UM = 0.3
 """Pixel size of the tiles that are looked at, µm; a coarser slide is enlarged."""
 
+COARSEST_UM = 2.0
+"""Pixel size of a slide up to which nuclei can be seen, µm: one of 8 µm has four pixels across."""
+
 AGREEING_RATIO = 1.25
 """Upper by lower quartile of what slides measure, up to which it is believed."""
 
@@ -90,7 +93,8 @@ def survey_slide(
     most
         Greatest number of tiles.
     nuclei
-        Look for nuclei as well, which takes some seconds; else their size is unknown.
+        Look for nuclei as well, which takes some seconds; else their size is unknown, as it is on slides with pixels of
+        more than :data:`COARSEST_UM`.
 
     Raises
     ------
@@ -109,7 +113,8 @@ def survey_slide(
     stained = amounts[amounts.sum(axis=-1) > _STAINED_OD]
     high = np.percentile(stained if len(stained) else amounts, 99, axis=0)
     strength = StainReference(stains, (float(high[0]), float(high[1])))
-    return Survey(strength, observe_nuclei(tiles if nuclei else [], pixel_size_um=PIXEL_UM, stains=stains))
+    shown = nuclei and slide.mean_mpp <= COARSEST_UM
+    return Survey(strength, observe_nuclei(tiles if shown else [], pixel_size_um=PIXEL_UM, stains=stains))
 
 
 def likely_stains(sample: npt.NDArray[np.uint8], white: tuple[float, float, float]) -> StainVectors:

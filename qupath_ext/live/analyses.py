@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qupath_ext.runs.undo import ImageUndo
     from qupath_ext.workflows.outcome import ImageOutcome
     from qupath_ext.workflows.prediction import Prediction
+    from qupath_ext.workflows.slidememory import SlideMemory
 
     Outcome = TypeVar("Outcome", bound=ImageOutcome)
 
@@ -60,6 +61,7 @@ def ki67_task(context: Context) -> Answer:
                 prediction=_prediction(options),
             ),
             **models,
+            memory=_memory(project),
             progress=context.step,
         ),
     )
@@ -104,6 +106,7 @@ def tumour_task(context: Context) -> Answer:
                 view=_view(options),
                 prediction=_prediction(options),
             ),
+            memory=_memory(project),
             progress=context.step,
         ),
     )
@@ -136,6 +139,7 @@ def cells_task(context: Context) -> Answer:
                 stains=options.stains,
                 automatic=options.is_automatic(False),
             ),
+            memory=_memory(project),
             progress=context.step,
         ),
     )
@@ -213,6 +217,12 @@ def _view(options: AnalysisOptions) -> View:
     from pyhisto.nuclei.adapt import View
 
     return View(options.nucleus_size_um, options.stain_normalisation, options.classify)
+
+
+def _memory(project: LiveProject) -> SlideMemory:
+    from qupath_ext.workflows.slidememory import SlideMemory
+
+    return SlideMemory(project.path.parent)
 
 
 def _prediction(options: AnalysisOptions) -> Prediction:

@@ -249,3 +249,14 @@ def test_a_calibrated_cut_decides_everywhere() -> None:
     assert decision == {"classified_by": "calibrated DAB", "dab_threshold": 0.05}
     _, decision = with_classes(cells([0.0]), spec, View(classify="network"), (), np.zeros(3))
     assert decision == {"classified_by": "network"}
+
+
+def test_a_slide_too_coarse_for_nuclei_has_stains_and_no_size(tmp_path: Path) -> None:
+    image = np.full((96, 96, 3), 235, np.uint8)
+    image[::4, ::4] = (120, 90, 170)  # blue dots that would pass for nuclei once they are enlarged
+    image[1::4, ::4] = (120, 90, 170)
+    Image.fromarray(image).save(tmp_path / "coarse.png")
+    with Slide(tmp_path / "coarse.png", mpp=4.0) as slide:
+        survey = survey_slide(slide, stains=H_DAB)
+    assert np.isnan(survey.size.diameter_um)
+    assert survey.stains.p99[0] > 0.1

@@ -18,8 +18,8 @@ import qupath.lib.projects.ProjectIO;
 import qupath.lib.scripting.QP;
 
 /**
- * Runs Groovy scripts for all images of a project as QuPath's command line does ("QuPath script --save -p P S --args A"),
- * with QuPath's core and a Groovy on the class path.
+ * Runs Groovy scripts for all images of a project as Run > Run for project does, and QuPath's command line ("QuPath script
+ * --save -p P S --args A"), with QuPath's core and a Groovy on the class path.
  *
  * Arguments: PROJECT, then for each script: SCRIPT [select=NAME] [ARGS...], with "--" between scripts. select=NAME selects
  * the annotations of that name first. SCRIPT may be "workflow": what "Create workflow" makes of the image, after its
@@ -62,19 +62,21 @@ public class RunScript {
             } else
                 text = Files.readString(new File(step.get(0)).toPath());
             Map<String, Object> seen = new LinkedHashMap<>();
+            seen.put("image", entries.get(i).getImageName());
             try {
                 seen.put("result", run(text, step.get(0), project, image, args, i, entries.size()));
                 seen.put("changed", image.isChanged());
-                entries.get(i).saveImageData(image);
             } catch (Exception e) {
                 Throwable cause = e;
                 while (cause.getCause() != null)
                     cause = cause.getCause();
                 seen.put("failed", String.valueOf(cause.getMessage()));
             }
+            entries.get(i).saveImageData(image);  // also after a script that failed, as Run for project does
             describe(image, project, seen);
             seen.put("metadata", entries.get(i).getMetadataMap());
             System.out.println("SEEN " + new Gson().toJson(seen));
+            image.getServer().close();
         }
         project.syncChanges();
     }
@@ -97,6 +99,7 @@ public class RunScript {
             objects.add(one);
         }
         seen.put("objects", objects);
+        seen.put("selected", image.getHierarchy().getSelectionModel().getSelectedObjects().stream().map(o -> o.getName()).toArray());
         Map<String, Object> classes = new LinkedHashMap<>();
         for (var pathClass : project.getPathClasses())
             classes.put(pathClass.toString(), pathClass.getColor() == null ? null : pathClass.getColor());

@@ -2,10 +2,8 @@
 
 import csv
 import itertools
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,44 +13,31 @@ import pytest
 import shapely
 import tifffile
 import torch
+from qupath_scripts import (
+    N_BLUE,
+    N_BROWN,
+    NEEDS,
+    QUPATH,
+    REGION,
+    SAME,
+    TUMOR_COLOR,
+    by_name,
+    counted,
+    hand_made,
+    nuclei_image,
+    objects_of,
+    run_scripts,
+)
 
 from pyhisto.bundle.files import read_spec, save_bundle
 from pyhisto.bundle.spec import ModelClass, ModelSpec
 from pyhisto.models import build_model
 from pyhisto.objects import make_objects
-from qupath_ext.project import create_project, open_project, pack_rgb
+from qupath_ext.project import create_project, open_project
 from qupath_ext.projectsettings import change_settings, read_settings
 from qupath_ext.workflows.scripts import install_scripts
 
-PROGRAM = Path(__file__).with_name("RunScript.java")
-QUPATH = os.environ.get("PAQUO_QUPATH_DIR")
-JAVA = str(Path(os.environ["JAVA_HOME"]) / "bin/java") if "JAVA_HOME" in os.environ else shutil.which("java")
-GROOVY = shutil.which("groovy")
-
-pytestmark = [
-    pytest.mark.qupath,
-    pytest.mark.skipif(QUPATH is None, reason="PAQUO_QUPATH_DIR is not set"),
-    pytest.mark.skipif(JAVA is None, reason="there is no Java"),
-    pytest.mark.skipif(GROOVY is None, reason="there is no groovy"),
-]
-
-WHITE, BLUE, BROWN = (255, 255, 255), (104, 97, 171), (85, 47, 47)
-"""Blue is 0.6 of QuPath's standard hematoxylin, brown 0.4 of it and 0.8 of its DAB: OD = 0.4 (0.65, 0.70, 0.29) +
-0.8 (0.27, 0.57, 0.78) = (0.476, 0.735, 0.738), and 255 / 10^OD = (85, 47, 47)."""
-REGION = (100, 100, 500, 500)
-N_BLUE, N_BROWN = 12, 4
-TUMOR_COLOR = pack_rgb(1, 2, 3)
-
-
-def nuclei_image():
-    """Nuclei of 12 µm across at 0.5 µm/px: 12 blue and 4 brown ones inside REGION, 3 blue ones beside it."""
-    image = np.full((600, 800, 3), WHITE, np.uint8)
-    y, x = np.mgrid[:600, :800]
-    inside = itertools.product((150, 230, 310, 390), (150, 230, 310, 390))
-    for number, (left, top) in enumerate([*inside, (600, 200), (600, 300), (700, 400)]):
-        disc = (x - left) ** 2 + (y - top) ** 2 <= 12**2
-        image[disc] = BROWN if number < N_BROWN else BLUE
-    return image
+pytestmark = NEEDS
 
 
 @pytest.fixture
@@ -72,42 +57,6 @@ def project(tmp_path):
         change.add(objects)
     install_scripts(project.path)
     return project
-
-
-def run_scripts(project, *steps):
-    """Run scripts of the menu one after the other; a step is a name with its arguments. Returns what QuPath saw."""
-    menu = project.path.parent / "scripts/qupath-ext"
-    words = []
-    for name, *arguments in steps:
-        script = name if name == "workflow" else str(name if isinstance(name, Path) else menu / f"{name}.groovy")
-        words += ["--", script, *arguments]
-    groovy = Path(GROOVY).resolve().parents[1] / "lib/*"
-    command = [JAVA, "-cp", f"{QUPATH}/lib/app/*{os.pathsep}{groovy}", str(PROGRAM), str(project.path), *words[1:]]
-    result = subprocess.run(command, check=False, capture_output=True, text=True, encoding="utf-8")
-    if "class file has wrong version" in result.stderr:
-        pytest.skip("this Java is too old for this QuPath; set JAVA_HOME")
-    assert result.returncode == 0, result.stdout + result.stderr
-    seen = [json.loads(line[5:]) for line in result.stdout.splitlines() if line.startswith("SEEN ")]
-    assert len(seen) == len(steps), result.stdout + result.stderr
-    return seen, result.stdout
-
-
-def objects_of(seen, kind):
-    return [one for one in seen["objects"] if one["kind"] == kind]
-
-
-def by_name(seen, name):
-    (found,) = [one for one in seen["objects"] if one.get("name") == name]
-    return found
-
-
-def counted(seen):
-    classes = [one.get("class") for one in objects_of(seen, "cell")]
-    return {name: classes.count(name) for name in set(classes)}
-
-
-SAME = ("automatic=false", "stains=project")
-"""The detector's standard thresholds and QuPath's stains, whatever the image shows."""
 
 
 def test_ki67_on_selection_twice_undo_and_workflow(project):
@@ -237,11 +186,6 @@ def test_lines_of_several_parts_are_in_nobodys_way(project, tmp_path):
     version = tuple(int(number) for number in re.findall(r"\d+", Path(QUPATH).name)[:2])
     if version and version < (0, 7):
         assert said.count("that this QuPath cannot hand over") == 2, said
-
-
-def hand_made(seen):
-    """Return what QuPath saw of objects that a person drew."""
-    return [by_name(seen, name) for name in ("region", "mine", "drawn by hand")]
 
 
 POSTPROCESSING = {

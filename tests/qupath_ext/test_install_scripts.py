@@ -22,11 +22,22 @@ MENU = [
     "Export for analysis.groovy",
     "Ki-67 on selection.groovy",
     "Ki-67 on whole slide.groovy",
+    "Mark done.groovy",
+    "Next region.groovy",
+    "Reject region.groovy",
     "Segment tumour.groovy",
     "Train from annotations.groovy",
     "Undo last run.groovy",
 ]
-LIBRARY = ["Objects.groovy", "ProgressWindow.groovy", "QuPathExt.groovy", "Windows.groovy", "Worker.groovy"]
+LIBRARY = [
+    "Objects.groovy",
+    "ProgressWindow.groovy",
+    "QuPathExt.groovy",
+    "Regions.groovy",
+    "Windows.groovy",
+    "Worker.groovy",
+]
+N = len(MENU) + len(LIBRARY)
 GROOVY = shutil.which("groovy")
 JAVA_HOME = os.environ.get("JAVA_HOME")
 if JAVA_HOME is None and shutil.which("java"):
@@ -52,11 +63,11 @@ def run(*words):
     return CliRunner().invoke(main, ["install-scripts", *map(str, words)])
 
 
-def test_fourteen_files_in_ascii_with_python_and_version(project):
+def test_all_files_in_ascii_with_python_and_version(project):
     done = install_scripts(project, python="/opt/Prüfung 'a'/𝛼/python")
     assert names(project / "scripts/qupath-ext") == MENU
     assert names(project / "qupath_ext/groovy") == LIBRARY
-    assert len(done.written) == 14
+    assert len(done.written) == N
     text = (project / "qupath_ext/groovy/QuPathExt.groovy").read_bytes().decode("ascii")
     assert r"PYTHON = '/opt/Pr\u00fcfung \'a\'/\ud835\udefc/python'" in text
     assert f"VERSION = '{qupath_ext.__version__}'" in text
@@ -68,7 +79,7 @@ def test_fourteen_files_in_ascii_with_python_and_version(project):
 def test_again_changes_nothing_and_an_update_replaces_what_nobody_edited(project, monkeypatch):
     install_scripts(project)
     again = install_scripts(project / "project.qpproj")
-    assert (len(again.written), len(again.unchanged), again.kept) == (0, 14, ())
+    assert (len(again.written), len(again.unchanged), again.kept) == (0, N, ())
     edited = project / "scripts/qupath-ext/Detect cells.groovy"
     edited.write_text(edited.read_text().replace("threshold        : null", "threshold        : 0.2"))
     saved_on_windows = project / "scripts/qupath-ext/Doctor.groovy"
@@ -77,7 +88,7 @@ def test_again_changes_nothing_and_an_update_replaces_what_nobody_edited(project
     mine.write_text("print 'mine'")
     monkeypatch.setattr(qupath_ext, "__version__", "9.9.9")
     update = install_scripts(project)
-    assert (len(update.written), update.kept) == (13, (edited,))
+    assert (len(update.written), update.kept) == (N - 1, (edited,))
     assert "threshold        : 0.2" in edited.read_text()
     assert saved_on_windows.read_bytes().startswith(b"// qupath-ext 9.9.9, sha256 ")
     forced = install_scripts(project, force=True)
@@ -95,7 +106,7 @@ def test_remove_takes_only_what_was_put_there(project):
     other = project / "scripts/other.groovy"
     other.write_text("print 'other'")
     done = remove_scripts(project)
-    assert (len(done.removed), set(done.kept)) == (13, {edited, mine})
+    assert (len(done.removed), set(done.kept)) == (N - 1, {edited, mine})
     assert names(project / "scripts/qupath-ext") == ["Doctor.groovy", "Mine.groovy"]
     assert not (project / "qupath_ext/groovy").exists()
     assert remove_scripts(project, force=True).removed == (edited,)
@@ -109,12 +120,12 @@ def test_remove_takes_only_what_was_put_there(project):
 
 def test_the_command_remembers_the_project_for_the_worker(project, tmp_path):
     done = run(project)
-    assert (done.exit_code, done.stdout.splitlines()[0]) == (0, "14 files written")
+    assert (done.exit_code, done.stdout.splitlines()[0]) == (0, f"{N} files written")
     assert "Automate > Project scripts > qupath-ext" in done.stdout
     (known,) = tmp_path.glob("state/**/projects.json")
     assert json.loads(known.read_text("utf-8"))["projects"] == [str(project)]
-    assert run(project).stdout.splitlines()[0] == "14 files up to date"
-    assert run(project, "--remove").stdout == "14 files removed\n"
+    assert run(project).stdout.splitlines()[0] == f"{N} files up to date"
+    assert run(project, "--remove").stdout == f"{N} files removed\n"
     assert json.loads(known.read_text("utf-8"))["projects"] == []
 
 

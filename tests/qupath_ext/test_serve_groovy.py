@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,27 @@ def test_a_worker_that_dies_with_the_job_is_noticed(ask, worker):
     seen = ask("crash")
     assert (seen["status"], seen["message"]) == (None, None)
     assert worker.wait(timeout=10) == 9
+
+
+class GoesAway(BaseHTTPRequestHandler):
+    """Says that it is well, and closes the connection when it is given a job."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        self.close_connection = True
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_worker_that_dies_before_it_answers_is_left_for_a_process(ask):
+    with HTTPServer(("127.0.0.1", 0), GoesAway) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        content = {"url": f"http://127.0.0.1:{server.server_port}", "token": "t", "version": qupath_ext.__version__}
+        worker_file().parent.mkdir(parents=True, exist_ok=True)
+        worker_file().write_text(json.dumps(content), encoding="utf-8")
+        assert ask("job") == NOTHING
+        server.shutdown()

@@ -39,6 +39,8 @@ import qupath.lib.scripting.QP
 @Field final List STANDARD_CLASSES = [PathClass.NULL_CLASS, StandardPathClasses.TUMOR, StandardPathClasses.STROMA,
     StandardPathClasses.IMMUNE_CELLS, StandardPathClasses.NECROSIS, StandardPathClasses.OTHER,
     StandardPathClasses.REGION, StandardPathClasses.IGNORE, StandardPathClasses.POSITIVE, StandardPathClasses.NEGATIVE]
+@Field final String LIBRARY = "evaluate(new File(buildPathInProject('qupath_ext', 'groovy', 'QuPathExt.groovy')))"
+@Field final Map KEYS = [F6: 'Next region', F7: 'Mark done', F8: 'Reject region']
 @Field final Logger log = LoggerFactory.getLogger('qupath-ext')
 @Field final gson = GsonTools.getInstance()
 @Field final Map parts = [:]
@@ -47,7 +49,7 @@ import qupath.lib.scripting.QP
 def start(String task, Map settings) {
     def project = QP.getProject()
     def imageData = QP.getCurrentImageData()
-    def entry = project == null || imageData == null ? null : project.getEntry(imageData)
+    def entry = entryOf(project, imageData)
     if (task in WHOLE_PROJECT && variable('qupath.script.batchLast', true) == false) {
         log.info('{} is done once, with the last image', task)
         return null
@@ -68,6 +70,56 @@ def start(String task, Map settings) {
     } finally {
         folder.deleteDir()
     }
+}
+
+// ------------------------------------------------------------------------------------------------ without Python
+/** Goes to the next region that waits for annotation, or says where there is one. */
+def nextRegion() {
+    def (project, imageData, entry) = current()
+    def region = part('Regions').next(imageData, entry)
+    def keys = part('Windows').addKeys(KEYS)
+    if (region != null) {
+        part('Windows').show(imageData, region.getROI())
+        return told("${region.name ?: 'Region'} (${openRegions(imageData)})" +
+            (keys ? '. From now on ' + KEYS.collect { key, name -> "${key} is ${name}" }.join(', ') : ''))
+    }
+    if (isBatch())
+        return told('No region of this image is open.')
+    def other = part('Regions').imageWithOpen(project, entry)
+    told('No region of this image is open' +
+        (other == null ? ', nor of another one.' : "; ${other.imageName} has the next one."))
+}
+
+/** Notes that regions are "done" or "rejected"; ids say which ones, as a workflow that is repeated does. */
+def markRegions(String what, List ids = null) {
+    def (project, imageData, entry) = current()
+    def regions = ids == null ? part('Regions').meant(imageData, entry) :
+        imageData.hierarchy.annotationObjects.findAll { it.getID().toString() in ids }
+    def wanted = part('Regions').ANSWERS[what]
+    def changed = regions.findAll { it.pathClass != wanted }
+    if (!changed && ids != null)
+        return told("Nothing to mark as ${what}.")
+    if (!changed)
+        throw failure(regions ? "${regions[0].name ?: 'The region'} is ${what} already." :
+            'No region is meant. Select one of the class Region*, or run "Next region" first.')
+    part('Regions').answer(changed, what, imageData)
+    addClasses([wanted], project)
+    def marked = changed.collect { "'" + it.getID() + "'" }
+    imageData.historyWorkflow.addStep(new DefaultScriptableWorkflowStep("Mark ${what}",
+        "${LIBRARY}.markRegions('${what}', ${marked})".toString()))
+    told("${changed.collect { it.name ?: 'Region' }.join(', ')}: ${what} (${openRegions(imageData)})")
+}
+
+String openRegions(imageData) {
+    def n = part('Regions').open(imageData.hierarchy).size()
+    "${n ?: 'none'} of this image ${n > 1 ? 'are' : 'is'} open"
+}
+
+/** Says something in the log, and in a window if there is one. */
+def told(String message) {
+    log.info('{}', message)
+    part('Windows').tell([message: message])
+    message
 }
 
 // ------------------------------------------------------------------------------------------------ before the job
@@ -94,6 +146,23 @@ def arguments() {
 /** Numbers, true, false and lists as JSON writes them; all else is a text. */
 def parsed(String text) {
     text ==~ /-?[0-9.]+([eE][-+]?[0-9]+)?|true|false|null|\[.*\]/ ? gson.fromJson(text, Object) : text
+}
+
+/** Project, open image and its entry; all are there. */
+List current() {
+    def project = QP.getProject()
+    def imageData = QP.getCurrentImageData()
+    def entry = entryOf(project, imageData)
+    checkImage(imageData, entry)
+    [project, imageData, entry]
+}
+
+def entryOf(project, imageData) {
+    project == null || imageData == null ? null : project.getEntry(imageData)
+}
+
+boolean isBatch() {
+    variable('qupath.script.batchSize', 1) > 1
 }
 
 void checkImage(imageData, entry) {
@@ -152,9 +221,11 @@ void writeJob(File folder, String task, Map options, project, entry, imageData) 
                      stains: stains == null ? null :
                          ColorDeconvolutionStains.getColorDeconvolutionStainsAsString(stains, 10)]
         job.selected = selected.collect { it.getID().toString() }
-        job.objects = 'objects.geojson'
-        def within = task in ON_SELECTION && (options.region ?: 'selection') == 'selection' ? selected : []
-        part('Objects').write(new File(folder, job.objects), part('Objects').objectsOf(imageData.hierarchy, within))
+        if (!(task in WHOLE_PROJECT + WITHOUT_IMAGE)) {  // those read what is saved, or no objects
+            job.objects = 'objects.geojson'
+            def within = task in ON_SELECTION && (options.region ?: 'selection') == 'selection' ? selected : []
+            part('Objects').write(new File(folder, job.objects), part('Objects').objectsOf(imageData.hierarchy, within))
+        }
     }
     def unfinished = new File(folder, 'job.json.tmp')
     unfinished.setText(gson.toJson(job), 'UTF-8')
@@ -254,7 +325,7 @@ def finish(Map answer, File folder, project, entry, imageData) {
         throw failure(answer.message)
     if (imageData != null)
         change(answer, folder, imageData)
-    addClasses(answer.classes ?: [], project)
+    addClasses((answer.classes ?: []).collect { pathClass(it) }, project)
     (answer.metadata ?: [:]).each { key, value -> entry.putMetadataValue(key, value) }
     part('Windows').tell(answer)
     answer.message
@@ -269,12 +340,13 @@ void change(Map answer, File folder, imageData) {
             new DefaultScriptableWorkflowStep(answer.workflow.name, answer.workflow.script))
 }
 
+PathClass pathClass(Map one) {
+    def (red, green, blue) = one.color.collect { it as int }
+    PathClass.fromString(one.name, ColorTools.packRGB(red, green, blue))
+}
+
 /** Appends classes to the list of the project; those that are there keep their colours. */
-void addClasses(List classes, project) {
-    def wanted = classes.collect { one ->
-        def (red, green, blue) = one.color.collect { it as int }
-        PathClass.fromString(one.name, ColorTools.packRGB(red, green, blue))
-    }
+void addClasses(List wanted, project) {
     if (part('Windows').addClasses(wanted, project))
         return
     def known = project.pathClasses ?: STANDARD_CLASSES

@@ -70,6 +70,39 @@ boolean addClasses(List classes, project) {
     true
 }
 
+/** Shows a part of the open image in the middle of its viewer, as large as fits with some space around it. */
+void show(imageData, roi) {
+    def viewer = isAlone() ? gui().viewer : null
+    if (viewer == null || !viewer.imageData.is(imageData))
+        return
+    named('javafx.application.Platform').runLater {
+        def view = viewer.view
+        viewer.downsampleFactor = 1.25 * Math.max(roi.boundsWidth / view.width, roi.boundsHeight / view.height)
+        viewer.centerROI(roi)
+    }
+}
+
+/** Lets keys run scripts of the menu as long as QuPath runs; true if they did not before. */
+boolean addKeys(Map<String, String> names) {
+    if (!isAlone())
+        return false
+    def main = gui()
+    def keys = main.stage.scene.accelerators
+    def missing = names.collectEntries { [named('javafx.scene.input.KeyCombination').keyCombination(it.key), it.value] }
+        .findAll { !keys.containsKey(it.key) }  // what a key means already stays
+    named('javafx.application.Platform').runLater {
+        missing.each { key, name ->
+            keys.put(key, { Thread.start('qupath-ext') { runFromMenu(main, name) } } as Runnable)
+        }
+    }
+    !missing.isEmpty()
+}
+
+void runFromMenu(main, String name) {
+    if (main.project != null)
+        main.runScript(new File(main.project.path.parent.toFile(), "scripts/qupath-ext/${name}.groovy"), null)
+}
+
 /** Shows an answer; it stands in the log already. */
 void tell(Map answer) {
     if (!isAlone())

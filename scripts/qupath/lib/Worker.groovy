@@ -16,13 +16,14 @@ Map ask(File folder, String version, window) {
     def worker = alive(version)
     if (worker == null)
         return null
-    def accepted = request(worker, 'POST', '/jobs', [folder: folder.path])
-    if (accepted.http >= 300) {
-        log.info('The worker does not take the job: {}', accepted.message ?: accepted.http)
-        return null
-    }
-    log.info('The worker has the job')
+    def accepted = null
     try {
+        accepted = request(worker, 'POST', '/jobs', [folder: folder.path])
+        if (accepted.http >= 300) {
+            log.info('The worker does not take the job: {}', accepted.message ?: accepted.http)
+            return null
+        }
+        log.info('The worker has the job')
         def answer = follow(worker, accepted.id.toString(), window)
         ([answer.message] + (answer.notes ?: [])).each { log.info('{}', it) }
         return answer
