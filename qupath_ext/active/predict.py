@@ -20,6 +20,7 @@ from pyhisto.slide import Slide
 from qupath_ext.project import ImageEntry
 from qupath_ext.workflows.annotate import AnnotateSettings, find_objects
 from qupath_ext.workflows.classical import sized_settings
+from qupath_ext.workflows.images import Progress
 from qupath_ext.workflows.prediction import Prediction
 from qupath_ext.workflows.slidememory import SlideMemory
 from qupath_ext.workflows.surveys import Surveys, entry_stains
@@ -49,10 +50,15 @@ class Looker:
         The project.
     bundle
         The model; None for the classical detector of cells, which finds no tissue.
+    progress
+        Called with the stage, the number of tiles done and the number in all.
     """
 
-    def __init__(self, settings: LoopSettings, project: Project, bundle: Bundle | None) -> None:
+    def __init__(
+        self, settings: LoopSettings, project: Project, bundle: Bundle | None, progress: Progress | None = None
+    ) -> None:
         self._settings = settings
+        self._progress = progress or _unshown
         self._bundle = bundle
         classes = settings.classes if bundle is None else [c.classification for c in bundle.spec.classes]
         nuclei = bundle is None or bundle.spec.nucleus_diameter_um is not None
@@ -89,7 +95,7 @@ class Looker:
         if self._bundle is None:
             raise ConfigError("maps without a model", expected="a round that was trained")
         settings = AnnotateSettings(region=REGION, cell_expansion_um=0.0, prediction=prediction)
-        found, _, watched = find_objects(slide, entry, self._bundle, settings, self._surveys, region, _unshown)
+        found, _, watched = find_objects(slide, entry, self._bundle, settings, self._surveys, region, self._progress)
         return found, watched.maps
 
     def _detected(self, entry: ImageEntry, slide: Slide, region: Any, tissue: Any) -> gpd.GeoDataFrame:
@@ -99,7 +105,13 @@ class Looker:
         sized, _ = sized_settings(CellDetectionSettings(cell_expansion_um=0.0), View(), survey)
         stains = stains or survey.stains.stains
         automatic = auto_settings(slide, base=sized, stains=stains, region=tissue)
-        found = detect_cells(slide, automatic.settings, stains=stains, region=region)
+        found = detect_cells(
+            slide,
+            automatic.settings,
+            stains=stains,
+            region=region,
+            progress=lambda done, total: self._progress("cell detection", done, total),
+        )
         names = found["classification"].astype(object).map(lambda name: _class_of(name, self._settings.classes))
         found["classification"] = names.astype("category")
         return found

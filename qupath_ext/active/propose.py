@@ -33,6 +33,7 @@ from qupath_ext.active.view import SEEN, Viewer
 from qupath_ext.active.write import write_round
 from qupath_ext.errors import ProjectError
 from qupath_ext.frames import open_slide, to_entry_frame
+from qupath_ext.workflows.images import Progress
 
 if TYPE_CHECKING:
     from qupath_ext.active.loop import Loop, Round
@@ -78,7 +79,7 @@ class ProposeOptions:
     device: str = "cpu"
 
 
-def propose_round(loop: Loop, options: ProposeOptions, say: Say) -> Round:
+def propose_round(loop: Loop, options: ProposeOptions, say: Say, progress: Progress | None = None) -> Round:
     """Begin a round, choose its regions, and put them into the images with what the model says inside; or go on.
 
     Each step is on disk before the next begins: what the model says of the slides, ``predictions.parquet`` and
@@ -96,6 +97,8 @@ def propose_round(loop: Loop, options: ProposeOptions, say: Say) -> Round:
         How.
     say
         Called with lines about what happens.
+    progress
+        Called with the stage, the number of tiles done and the number in all.
 
     Raises
     ------
@@ -115,7 +118,7 @@ def propose_round(loop: Loop, options: ProposeOptions, say: Say) -> Round:
     strategy = parse_strategy(options.strategy or loop.settings.strategy)
     one = loop.begin_round() if latest is None or latest.state == "trained" else latest
     if not one.has("proposals"):
-        _choose(loop, one, strategy, options, say)
+        _choose(loop, one, strategy, options, say, progress)
     chosen = one.record["chosen"]
     runs = write_round(loop, one)
     one.save(proposed={**chosen, "runs": runs})
@@ -124,7 +127,9 @@ def propose_round(loop: Loop, options: ProposeOptions, say: Say) -> Round:
     return one
 
 
-def _choose(loop: Loop, one: Round, strategy: Strategy, options: ProposeOptions, say: Say) -> None:
+def _choose(
+    loop: Loop, one: Round, strategy: Strategy, options: ProposeOptions, say: Say, progress: Progress | None
+) -> None:
     """Choose regions, fill them, and keep both with the round."""
     models = current_models(loop, one.number, options.device, several=strategy.score == "bald")
     if strategy.informed and not any(model.trained for model in models):
@@ -136,7 +141,7 @@ def _choose(loop: Loop, one: Round, strategy: Strategy, options: ProposeOptions,
     slides = {slide.key: slide for slide in loop_slides(loop)}
     budget, unit, cost = _budget(loop, options)
     bags = {} if options.features is None else slide_bags(options.features, list(slides.values()))
-    viewer = Viewer(loop, one, models, strategy, bags, say)
+    viewer = Viewer(loop, one, models, strategy, bags, say, progress)
     found, labelled = viewer.candidates(list(slides.values()), _region_settings(loop))
     chosen = select(found, budget=budget, cost=cost, strategy=strategy, labelled=labelled if len(labelled) else None)
     if not chosen:

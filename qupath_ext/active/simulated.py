@@ -117,12 +117,16 @@ def summary(table: pd.DataFrame) -> dict[str, Any]:
     dict
         ``all_labels`` (median over seeds), and for each strategy ``seeds``, ``value`` at the end, ``best``, and
         ``area_to_95_percent``: the labelled area in mm² at which a seed first reaches 95 % of the median with all
-        labels; each as median, low and high over seeds. None is an area that no round reached.
+        labels; each as median, low and high over seeds. None is an area that no round reached. Runs that are not at
+        their last round do not count.
     """
+    last = table["round"].max()
     full = table[table["strategy"] == ALL]["value"]
     out: dict[str, Any] = {"all_labels": _median(full.tolist()) if len(full) else None, "strategies": {}}
     for name, own in table[table["strategy"] != ALL].groupby("strategy"):
-        runs = [one.sort_values("round") for _, one in own.groupby("seed")]
+        runs = [one.sort_values("round") for _, one in own.groupby("seed") if one["round"].max() == last]
+        if not runs:
+            continue
         found: dict[str, Any] = {
             "seeds": len(runs),
             "value": _median([float(run["value"].iloc[-1]) for run in runs]),

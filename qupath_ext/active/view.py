@@ -23,6 +23,7 @@ from pyhisto.stain import H_DAB
 from qupath_ext.active.predict import Looker
 from qupath_ext.active.tiles import tiles_of
 from qupath_ext.frames import open_slide
+from qupath_ext.workflows.images import Progress
 from qupath_ext.workflows.surveys import entry_stains
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Viewer:
         The feature file of each slide, by its key; colours and texture stand in for features if there are none.
     say
         Called with a line about each slide.
+    progress
+        Called with the stage, the number of tiles done and the number in all.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Viewer:
         strategy: Strategy,
         bags: Mapping[str, Bag],
         say: Say,
+        progress: Progress | None = None,
     ) -> None:
         self._loop = loop
         self._round = one
@@ -71,6 +75,7 @@ class Viewer:
         self._strategy = strategy
         self._bags = bags
         self._say = say
+        self._progress = progress
         self._lookers: dict[tuple[int, int], Looker] = {}
         self._tissues: dict[str, list[Any]] = {}
 
@@ -159,7 +164,7 @@ class Viewer:
         key = (self._loop.number_of(project), number)
         if key not in self._lookers:
             bundle = self._models[number].bundle if self._models else None
-            self._lookers[key] = Looker(self._loop.settings, project, bundle)
+            self._lookers[key] = Looker(self._loop.settings, project, bundle, self._progress)
         return self._lookers[key]
 
 

@@ -309,12 +309,16 @@ def _found(project: Path, name: str, backend: str) -> Loop:
 
 
 def _propose(loop: Loop, options: dict[str, Any]) -> None:
+    from tqdm import tqdm
+
     from qupath_ext.active.propose import ProposeOptions, propose_round
+    from qupath_ext.cli.progress import StageProgress
 
     if options["budget_mm2"] is not None and options["budget_minutes"] is not None:
         raise click.UsageError("Give either --budget-mm2 or --budget-minutes.")
     keys = ("budget_mm2", "budget_minutes", "strategy", "features", "device")
-    propose_round(loop, ProposeOptions(**{key: options[key] for key in keys}), click.echo)
+    with StageProgress() as progress:
+        propose_round(loop, ProposeOptions(**{key: options[key] for key in keys}), tqdm.write, progress)
 
 
 def _collect(loop: Loop, options: dict[str, Any]) -> None:
