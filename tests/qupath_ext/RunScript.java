@@ -61,6 +61,7 @@ public class RunScript {
                 hierarchy.removeObjects(hierarchy.getObjects(null, PathCellObject.class), true);
             } else
                 text = Files.readString(new File(step.get(0)).toPath());
+            image.setChanged(false);  // QuPath 0.6 notes an image type when it opens an image without one
             Map<String, Object> seen = new LinkedHashMap<>();
             seen.put("image", entries.get(i).getImageName());
             try {

@@ -7,12 +7,15 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qupath_ext.project import pack_rgb
+from qupath_ext.projectsettings import change_settings
+from qupath_ext.workflows.scripts import install_scripts
 
 PROGRAM = Path(__file__).with_name("RunScript.java")
 QUPATH = os.environ.get("PAQUO_QUPATH_DIR")
@@ -97,3 +100,28 @@ SAME = ("automatic=false", "stains=project")
 def hand_made(seen):
     """Return what QuPath saw of objects that a person drew."""
     return [by_name(seen, name) for name in ("region", "mine", "drawn by hand")]
+
+
+POSIX = pytest.mark.skipif(os.name == "nt", reason="the program that takes the place of Python is a shell script")
+
+FEW_STEPS = """
+import sys
+import pyhisto.plan
+import qupath_ext.workflows.planning as planning
+from qupath_ext.cli import main
+
+if __name__ == "__main__":
+    pyhisto.plan.FEWEST_STEPS = pyhisto.plan.MOST_STEPS = 3
+    planning._timed_on = lambda device: lambda network, classes: 1e6  # the smallest network
+    main(sys.argv[3:], prog_name="qupath-ext")
+"""
+
+
+def trains_quickly(project, folder):
+    """Install the scripts with a Python in place of this one whose trainings take three steps."""
+    (folder / "few_steps.py").write_text(FEW_STEPS)
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder}/few_steps.py" "$@"\n')
+    python.chmod(0o755)
+    install_scripts(project.path, python=python)
+    change_settings(project.path, device="cpu")

@@ -9,14 +9,25 @@ import pytest
 import shapely
 import tifffile
 import torch
-from qupath_scripts import NEEDS, SAME, TUMOR_COLOR, by_name, counted, nuclei_image, objects_of, run_scripts
+from qupath_scripts import (
+    NEEDS,
+    POSIX,
+    SAME,
+    TUMOR_COLOR,
+    by_name,
+    counted,
+    nuclei_image,
+    objects_of,
+    run_scripts,
+    trains_quickly,
+)
 
 from pyhisto.bundle.files import save_bundle
 from pyhisto.bundle.spec import ModelClass, ModelSpec
 from pyhisto.models import build_model
 from pyhisto.objects import make_objects
 from qupath_ext.project import create_project, open_project
-from qupath_ext.projectsettings import change_settings
+from qupath_ext.projectsettings import change_settings, read_settings
 from qupath_ext.runs.record import list_runs
 from qupath_ext.workflows.scripts import install_scripts
 
@@ -182,6 +193,18 @@ def test_what_looks_at_the_whole_project_is_done_once_with_the_last_image(projec
     folder = project.path.parent / "qupath_ext"
     assert len(list(folder.glob("reports/*/report.html"))) == 1
     assert not list((folder / "jobs").iterdir())
+
+
+@POSIX
+def test_training_is_done_once_on_all_images(project, tmp_path):
+    trains_quickly(project, tmp_path)
+    with project.entries[0].edit() as change:
+        change.add(make_objects([shapely.box(0, 0, 800, 600)], object_type="annotation", classification="Training"))
+    settings = ("name=Modell", "task=tissue", "minutes=0.1", 'classes=["Tumor", "Stroma"]')
+    seen, said = run_scripts(project, ("Train from annotations", *settings))
+    assert [one.get("result", "")[:15] for one in seen] == ["", "", "Trained Modell "], said
+    assert read_settings(project.path).tumour == "qupath_ext/models/Modell"
+    assert [len(one["objects"]) for one in seen] == [4, 3, 3]
 
 
 def test_a_script_that_fails_leaves_each_image_as_it_was(project):

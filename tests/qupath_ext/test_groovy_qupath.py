@@ -2,7 +2,6 @@
 
 import csv
 import itertools
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from qupath_scripts import (
     N_BLUE,
     N_BROWN,
     NEEDS,
+    POSIX,
     QUPATH,
     REGION,
     SAME,
@@ -27,6 +27,7 @@ from qupath_scripts import (
     nuclei_image,
     objects_of,
     run_scripts,
+    trains_quickly,
 )
 
 from pyhisto.bundle.files import read_spec, save_bundle
@@ -238,27 +239,9 @@ def test_segment_tumour_twice(project, tmp_path):
     )
 
 
-FEW_STEPS = """
-import sys
-import pyhisto.plan
-import qupath_ext.workflows.planning as planning
-from qupath_ext.cli import main
-
-if __name__ == "__main__":
-    pyhisto.plan.FEWEST_STEPS = pyhisto.plan.MOST_STEPS = 3
-    planning._timed_on = lambda device: lambda network, classes: 1e6  # the smallest network
-    main(sys.argv[3:], prog_name="qupath-ext")
-"""
-
-
-@pytest.mark.skipif(os.name == "nt", reason="the program that takes the place of Python is a shell script")
+@POSIX
 def test_train_from_annotations_twice(project, tmp_path):
-    (tmp_path / "few_steps.py").write_text(FEW_STEPS)
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/few_steps.py" "$@"\n')
-    python.chmod(0o755)
-    install_scripts(project.path, python=python)
-    change_settings(project.path, device="cpu")
+    trains_quickly(project, tmp_path)
     with project.entries[0].edit() as change:  # what is neither Tumor nor Stroma in it is background
         change.add(make_objects([shapely.box(20, 20, 780, 580)], object_type="annotation", classification="Training"))
     settings = ("task=tissue", "minutes=0.1", 'classes=["Tumor", "Stroma"]')
