@@ -244,7 +244,7 @@ def test_ctrl_c_in_the_middle(project: Project, lanes: int, heeded_sigint: None)
         done.extend(run(project, *[model] * lanes))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lane")]
     written = stroma(project)
-    assert sum(written) == len(done) <= 2
+    assert len(done) <= sum(written) <= 2  # one may be written and not yet told of
     again = list(run(project, FakeTissue()))
     assert sorted(result.entry_id for result in again) == ["1", "2", "3", "4"]
     assert stroma(project) == [1] * N_IMAGES
