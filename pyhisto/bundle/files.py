@@ -44,6 +44,7 @@ __all__ = [
     "Bundle",
     "ModelClass",
     "ModelSpec",
+    "checked_weights",
     "class_probabilities",
     "file_sha256",
     "load_bundle",
@@ -276,13 +277,7 @@ def load_bundle(
         raise BundleError(f"{folder} is a model for {spec.kind}", expected=f"one for {kind}")
     check_device(device)
     ways = _ways(device, engine, precision, one_network=spec.cascade is None)
-    weights = folder / "models" / "model.pt"
-    if not weights.is_file():
-        raise BundleError(f"{weights} is missing", remedy="copy the bundle again")
-    if file_sha256(weights) != sha256:
-        raise BundleError(
-            f"{weights} is damaged or exchanged", expected=f"sha256 {sha256[:12]}…", remedy="copy the bundle again"
-        )
+    weights = checked_weights(folder, sha256)
     import torch
 
     model = _build_network(spec)
@@ -387,6 +382,24 @@ def _fault(
         if not agrees:
             return f"probabilities on the golden tile differ by {most:.2g}, in the mean by {mean:.2g}"
     return ""
+
+
+def checked_weights(folder: Path, sha256: str) -> Path:
+    """Return the file with the weights of a bundle.
+
+    Raises
+    ------
+    BundleError
+        If it is missing, or has another sha256 than the bundle says.
+    """
+    weights = folder / "models" / "model.pt"
+    if not weights.is_file():
+        raise BundleError(f"{weights} is missing", remedy="copy the bundle again")
+    if file_sha256(weights) != sha256:
+        raise BundleError(
+            f"{weights} is damaged or exchanged", expected=f"sha256 {sha256[:12]}…", remedy="copy the bundle again"
+        )
+    return weights
 
 
 def file_sha256(path: Path) -> str:

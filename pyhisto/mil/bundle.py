@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 
 from pyhisto.bundle.card import common_metadata
-from pyhisto.bundle.files import SLIDE_KIND, file_sha256, new_folder, write_json
+from pyhisto.bundle.files import SLIDE_KIND, checked_weights, file_sha256, new_folder, write_json
 from pyhisto.config import from_mapping
 from pyhisto.device import check_device
 from pyhisto.errors import BundleError, ConfigError
@@ -251,13 +251,7 @@ def load_slide_bundle(folder: str | Path, *, device: str = "cpu") -> SlideBundle
         raise BundleError(
             f"{folder} is no model for slide labels ({error})", expected="a folder that 'qupath-ext mil train' wrote"
         ) from error
-    weights = folder / "models" / "model.pt"
-    if not weights.is_file() or file_sha256(weights) != sha256:
-        raise BundleError(
-            f"{weights} is missing, damaged or exchanged",
-            expected=f"sha256 {sha256[:12]}…",
-            remedy="copy the bundle again",
-        )
+    weights = checked_weights(folder, sha256)
     members = [spec.build() for _ in range(spec.members)]
     try:
         states = torch.load(weights, map_location="cpu", weights_only=True)

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 
 from pyhisto.bundle.card import common_metadata
-from pyhisto.bundle.files import WEAK_KIND, file_sha256, new_folder, write_json
+from pyhisto.bundle.files import WEAK_KIND, checked_weights, file_sha256, new_folder, write_json
 from pyhisto.config import from_mapping
 from pyhisto.device import check_device
 from pyhisto.errors import BundleError, ConfigError
@@ -222,13 +222,7 @@ def load_weak_bundle(folder: str | Path, *, device: str = "cpu") -> WeakBundle:
         raise BundleError(
             f"{folder} is no classifier of tiles ({error})", expected="a folder that 'qupath-ext mil weak train' wrote"
         ) from error
-    weights = folder / "models" / "model.pt"
-    if not weights.is_file() or file_sha256(weights) != sha256:
-        raise BundleError(
-            f"{weights} is missing, damaged or exchanged",
-            expected=f"sha256 {sha256[:12]}…",
-            remedy="copy the bundle again",
-        )
+    weights = checked_weights(folder, sha256)
     network = spec.build()
     try:
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
