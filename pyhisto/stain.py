@@ -39,6 +39,9 @@ Vector: TypeAlias = tuple[float, float, float]
 WHITE: Vector = (255.0, 255.0, 255.0)
 _MIN_ANGLE_BETWEEN_DEG = 5.0
 
+FAINT_OD = 0.2
+"""Optical density below which a stain is not seen; QuPath's own limit between negative and positive nuclei."""
+
 
 @dataclass(frozen=True)
 class StainVectors:
@@ -136,6 +139,11 @@ class StainReference:
 
     stains: StainVectors
     p99: tuple[float, float]
+
+    @property
+    def shown(self) -> tuple[bool, bool]:
+        """Whether each stain can be seen: colour and strength of traces say nothing."""
+        return self.p99[0] >= FAINT_OD, self.p99[1] >= FAINT_OD
 
 
 @functools.lru_cache(maxsize=64)

@@ -18,7 +18,7 @@ from pyhisto.labels import clean_polygon, mask_to_polygons
 from pyhisto.objects import empty_objects, make_objects
 from pyhisto.slide import Slide
 
-__all__ = ["TissueSettings", "detect_tissue", "glass_white", "pen_mask", "tissue_mask"]
+__all__ = ["TissueSettings", "detect_pen", "detect_tissue", "glass_white", "pen_mask", "tissue_mask"]
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,7 @@ def detect_tissue(slide: Slide, settings: TissueSettings | None = None) -> gpd.G
     """
     settings = settings or TissueSettings()
     width, height = slide.dimensions
-    longest_um = max(width * slide.mpp[0], height * slide.mpp[1])
-    mpp = max(settings.mpp, longest_um / settings.max_side)
-    size = (math.ceil(width * slide.mpp[0] / mpp), math.ceil(height * slide.mpp[1] / mpp))
-    rgb = slide.read_region(0, 0, *size, mpp=mpp)
-    density = _density(rgb)
+    density, mpp = _overview(slide, settings)
     pen = pen_mask(density)
     scale = (mpp / slide.mpp[0], mpp / slide.mpp[1])
     polygons = mask_to_polygons(
@@ -86,6 +82,24 @@ def detect_tissue(slide: Slide, settings: TissueSettings | None = None) -> gpd.G
     if not polygons:
         return empty_objects()
     return make_objects(polygons, object_type="annotation", classification="Tissue")
+
+
+def detect_pen(slide: Slide, settings: TissueSettings | None = None) -> npt.NDArray[np.bool_]:
+    """Return where ink of a pen lies on an overview of the whole slide, bool (height, width); see :func:`pen_mask`.
+
+    Raises
+    ------
+    MissingPixelSizeError
+        If the slide's pixel size is not known.
+    """
+    return pen_mask(_overview(slide, settings or TissueSettings())[0])
+
+
+def _overview(slide: Slide, settings: TissueSettings) -> tuple[npt.NDArray[np.float32], float]:
+    """Return the optical density of the whole slide, float32 (height, width, 3), and its pixel size, µm."""
+    width, height = (side * mpp for side, mpp in zip(slide.dimensions, slide.mpp, strict=True))
+    mpp = max(settings.mpp, max(width, height) / settings.max_side)
+    return _density(slide.read_region(0, 0, math.ceil(width / mpp), math.ceil(height / mpp), mpp=mpp)), mpp
 
 
 def tissue_mask(rgb: npt.NDArray[np.uint8], mpp: float, settings: TissueSettings) -> npt.NDArray[np.bool_]:

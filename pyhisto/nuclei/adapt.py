@@ -7,7 +7,7 @@ stains in the colours and strengths that it was trained on.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import geopandas as gpd
@@ -189,10 +189,11 @@ def _size_ratio(spec: ModelSpec, survey: Survey, view: View) -> tuple[float, tup
 
 
 def _stain_distance(found: StainReference, trained: StainReference) -> tuple[float, float]:
-    """Return the greatest angle between two sets of stains, and the greatest ratio of their strengths."""
-    angles = [angle_between(a, b) for a, b in zip(found.stains.vectors, trained.stains.vectors, strict=False)]
-    ratios = [abs(math.log(max(a, 1e-3) / max(b, 1e-3))) for a, b in zip(found.p99, trained.p99, strict=True)]
-    return max(angles), math.exp(max(ratios))
+    """Return the greatest angle between stains that both show, and the greatest ratio of their strengths."""
+    both = [number for number in range(2) if found.shown[number] and trained.shown[number]]
+    angles = [angle_between(found.stains.vectors[i], trained.stains.vectors[i]) for i in both]
+    ratios = [abs(math.log(max(found.p99[i], 1e-3) / max(trained.p99[i], 1e-3))) for i in both]
+    return max(angles, default=0.0), math.exp(max(ratios, default=0.0))
 
 
 @dataclass(frozen=True)
@@ -213,13 +214,22 @@ class _Recolour:
 
 
 def _colours(spec: ModelSpec, survey: Survey) -> _Recolour:
+    """Return what gives the slide the training slides' colours; a stain that one of them does not show stays."""
     trained = spec.stains
     if trained is None:
         raise ConfigError(
             "Macenko normalisation for a model that does not say how its training slides were stained",
             remedy="--stain-normalisation none",
         )
-    return _Recolour(survey.stains, trained)
+    found = survey.stains
+    seen = [here and there for here, there in zip(found.shown, trained.shown, strict=True)]
+    vectors = [
+        own if both else known
+        for own, known, both in zip(found.stains.vectors, trained.stains.vectors, seen, strict=False)
+    ]
+    low, high = (own if both else known for own, known, both in zip(found.p99, trained.p99, seen, strict=True))
+    stains = replace(found.stains, vectors=tuple(vectors))
+    return _Recolour(StainReference(stains, (low, high)), trained)
 
 
 def dab_means(objects: gpd.GeoDataFrame) -> npt.NDArray[np.float64]:

@@ -21,13 +21,8 @@ from pyhisto.measurements import measure_intensities
 from pyhisto.nuclei.segment import basin_means, detect_nuclei
 from pyhisto.nuclei.settings import CellDetectionSettings
 from pyhisto.slide import Slide
-from pyhisto.stain import (
-    H_DAB,
-    StainVectors,
-    estimate_background,
-    estimate_stains,
-    optical_density_sum,
-)
+from pyhisto.stain import H_DAB, StainVectors, estimate_background, estimate_stains, optical_density_sum
+from pyhisto.tissue import detect_pen
 
 __all__ = ["AutoSettings", "auto_settings", "auto_settings_from_tiles", "derive_dab_threshold", "sample_tiles"]
 
@@ -111,7 +106,7 @@ def auto_settings(
 
 
 def sample_tiles(slide: Slide, pixel_um: float, *, region: Any | None = None, most: int = N_TILES) -> list[Rgb]:
-    """Return tiles spread evenly over the tissue.
+    """Return tiles spread evenly over the tissue, without ink of a pen as long as there are others.
 
     Parameters
     ----------
@@ -156,10 +151,10 @@ def _sample_positions(
         if not len(corners):
             x0, y0, x1, y1 = region.bounds
             corners = np.array([((x0 + x1 - step[0]) / 2, (y0 + y1 - step[1]) / 2)])
-    scale = thumbnail.shape[1] / width, thumbnail.shape[0] / height
-    cover = np.array(
-        [_share(tissue, x * scale[0], y * scale[1], step[0] * scale[0], step[1] * scale[1]) for x, y in corners]
-    )
+    cover = _shares(tissue, corners, step, slide.dimensions)
+    clean = _shares(detect_pen(slide), corners, step, slide.dimensions) == 0
+    if (cover[clean] > _LEAST_COVER).any():
+        cover[~clean] = 0
     covered = cover > _LEAST_COVER
     least = float(np.median(cover[covered])) if covered.any() else 0.0
     candidates = np.flatnonzero(cover >= least)
@@ -167,9 +162,15 @@ def _sample_positions(
     return [(float(x), float(y)) for x, y in corners[chosen]]
 
 
-def _share(mask: npt.NDArray[np.bool_], x: float, y: float, width: float, height: float) -> float:
-    part = mask[int(y) : max(int(y) + 1, int(y + height)), int(x) : max(int(x) + 1, int(x + width))]
-    return float(part.mean()) if part.size else 0.0
+def _shares(
+    mask: npt.NDArray[np.bool_], corners: FloatArray, step: tuple[float, float], size: tuple[int, int]
+) -> FloatArray:
+    """Return the share of a mask, which covers a slide of `size` px, in tiles of `step` px at `corners`."""
+    scale = np.array([mask.shape[1] / size[0], mask.shape[0] / size[1]])
+    starts = (corners * scale).astype(int)
+    stops = np.maximum(starts + 1, ((corners + step) * scale).astype(int))
+    parts = [mask[y0:y1, x0:x1] for (x0, y0), (x1, y1) in zip(starts, stops, strict=True)]
+    return np.array([part.mean() if part.size else 0.0 for part in parts])
 
 
 def auto_settings_from_tiles(

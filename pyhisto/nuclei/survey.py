@@ -124,20 +124,23 @@ def likely_stains(sample: npt.NDArray[np.uint8], white: tuple[float, float, floa
 
 
 def pool_surveys(surveys: Sequence[Survey]) -> Survey:
-    """Return what several slides show together: all their objects, and the mean of their stains.
+    """Return what several slides show together: all their objects, and the mean of their stains where these show.
 
     Stains of other names than those of the first slide are left out.
     """
     names = surveys[0].stains.stains.names
     same = [survey.stains for survey in surveys if survey.stains.stains.names == names]
-    vectors = np.mean([reference.stains.vectors for reference in same], axis=0)
+    shown = [any(reference.shown[stain] for reference in same) for stain in range(2)]
+    showing = [[one for one in same if one.shown[stain] or not shown[stain]] for stain in range(2)] + [same]
+    means = [np.mean([one.stains.vectors for one in own], axis=0) for own in showing]
+    vectors = [means[stain][stain] for stain in range(len(names))]
     white = np.mean([reference.stains.background for reference in same], axis=0)
-    stains = StainVectors(names, tuple((v[0], v[1], v[2]) for v in vectors.tolist()), (white[0], white[1], white[2]))
-    high = np.median([reference.p99 for reference in same], axis=0)
+    stains = StainVectors(names, tuple((v[0], v[1], v[2]) for v in vectors), (white[0], white[1], white[2]))
+    high = [float(np.median([one.p99[stain] for one in showing[stain]])) for stain in range(2)]
     observed = np.concatenate([survey.observed for survey in surveys])
     sizes = [survey.size.diameter_um for survey in surveys]
     known = tuple(size for size in sizes if not np.isnan(size))
-    return Survey(StainReference(stains, (float(high[0]), float(high[1]))), observed, known)
+    return Survey(StainReference(stains, (high[0], high[1])), observed, known)
 
 
 def expected_stains(classes: Iterable[str | None]) -> StainVectors | None:

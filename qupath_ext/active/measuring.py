@@ -16,8 +16,10 @@ from pyhisto.dataset import CellTask, TissueTask, TrainingImage
 from pyhisto.dataset.areas import annotated_areas
 from pyhisto.inference import PLAIN, predict_tissue
 from pyhisto.metrics import Interval, bootstrap_interval, polygon_confusion
+from pyhisto.tissue import TissueSettings, detect_tissue
 from qupath_ext.active.curve import mean_score
 from qupath_ext.workflows.finetuning import judged_cells
+from qupath_ext.workflows.regions import TISSUE_MARGIN_UM
 
 __all__ = ["Counted", "count_images", "figure", "figures"]
 
@@ -44,7 +46,8 @@ class Counted:
 def count_images(images: Sequence[TrainingImage], model: Bundle, task: CellTask | TissueTask) -> list[Counted]:
     """Compare what a model finds where images are labelled with what is labelled.
 
-    Tissue is compared in exact areas, as ``qupath-ext annotate`` would draw it; cells by their centres, one to one.
+    Tissue is compared in exact areas, as ``qupath-ext annotate`` would draw it: it looks for nothing on glass or pen
+    marks. Cells are compared by their centres, one to one.
 
     Parameters
     ----------
@@ -85,7 +88,8 @@ def _tissue(image: TrainingImage, model: Bundle, task: TissueTask) -> list[tuple
     if area.is_empty:
         return None
     with image.open() as slide:
-        found = predict_tissue(slide, model, area, lens=image.lens or PLAIN)
+        tissue = detect_tissue(slide, TissueSettings(margin_um=TISSUE_MARGIN_UM)).union_all()
+        found = predict_tissue(slide, model, shapely.intersection(tissue, area), lens=image.lens or PLAIN)
         um2 = math.prod(slide.mpp)
     number = {name: 1 + place for place, name in enumerate(task.classes)}
     table = um2 * polygon_confusion(

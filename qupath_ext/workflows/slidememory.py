@@ -32,7 +32,7 @@ __all__ = ["FOLDER", "SlideMemory"]
 
 FOLDER = Path("qupath_ext") / "slides"
 """Where it is kept, as seen from the folder of a project."""
-MEMORY_VERSION = 1
+MEMORY_VERSION = 2
 """Raised when the files change their layout, or what is measured its meaning."""
 
 MOST_KEPT = 8

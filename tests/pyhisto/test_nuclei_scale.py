@@ -15,11 +15,12 @@ from scipy import ndimage
 from pyhisto.bundle.spec import ModelClass, ModelSpec
 from pyhisto.errors import ConfigError
 from pyhisto.nuclei.adapt import View, adapt, with_classes
+from pyhisto.nuclei.auto import sample_tiles
 from pyhisto.nuclei.scale import nucleus_size, observe_nuclei
 from pyhisto.nuclei.survey import Survey, pool_surveys, survey_slide
 from pyhisto.objects import make_objects
 from pyhisto.slide import Slide
-from pyhisto.stain import H_DAB, H_E, StainReference
+from pyhisto.stain import H_DAB, H_E, StainReference, StainVectors
 
 SPEC = ModelSpec(
     kind="cell_detection",
@@ -209,6 +210,59 @@ def test_other_stains_are_not_given_the_colours_of_the_training_slides() -> None
     found = adapt(SPEC, eosin, View())
     assert found.lens.colours is None
     assert "strength of stains" in found.unmended
+
+
+def test_a_stain_that_does_not_show_is_not_compared() -> None:
+    """No DAB on the slide: its vector is that of some other colour, and its strength one of traces."""
+    trained = StainVectors(H_DAB.names, ((0.65, 0.70, 0.29), (0.48, 0.61, 0.63)))
+    spec = replace(SPEC, stains=StainReference(trained, (0.6, 0.8)))
+    bare = Survey(StainReference(H_DAB, (0.6, 0.19)), survey(7.0).observed)
+    assert adapt(spec, bare, View()).foreign == ()
+    weak = replace(bare, stains=StainReference(H_DAB, (0.6, 0.21)))
+    assert adapt(spec, weak, View()).foreign == ("colour of stains", "strength of stains")
+    pale = Survey(StainReference(H_DAB, (0.2, 0.1)), survey(7.0).observed)
+    colours = adapt(spec, pale, View()).lens.colours
+    assert colours is not None
+    od = 0.15 * np.array(H_DAB.vectors[0]) + 0.3 * np.array(trained.vectors[1])
+    seen = colours(np.rint(255 * 10.0**-od).astype(np.uint8).reshape(1, 1, 3))
+    thrice = 0.45 * np.array(trained.vectors[0]) + 0.3 * np.array(trained.vectors[1])  # haematoxylin 0.6 / 0.2
+    assert seen.ravel() == pytest.approx(255 * 10.0**-thrice, abs=2.5)
+
+
+def test_slides_that_do_not_show_a_stain_say_nothing_about_it() -> None:
+    brown = StainVectors(H_DAB.names, ((0.65, 0.70, 0.29), (0.48, 0.61, 0.63)))
+    known, unknown = StainReference(brown, (0.6, 0.8)), StainReference(H_DAB, (0.4, 0.1))
+    observed = survey(7.0).observed
+    pooled = pool_surveys([Survey(unknown, observed), Survey(known, observed), Survey(unknown, observed)]).stains
+    assert pooled.shown == (True, True)
+    assert pooled.p99 == (0.4, 0.8)
+    assert pooled.stains.vectors[1] == pytest.approx(brown.vectors[1])
+    nowhere = pool_surveys([Survey(unknown, observed)] * 2).stains
+    assert (nowhere.shown, nowhere.p99) == ((True, False), (0.4, 0.1))
+
+
+def test_pen_marks_are_no_stain(tmp_path: Path) -> None:
+    """A slide of haematoxylin-coloured tissue, at 4 µm/px, that is crossed by broad black and blue strokes."""
+    rng = np.random.default_rng(0)
+    amounts = rng.uniform(0.15, 0.45, (400, 400, 1))
+    image = 240 * 10.0 ** -(amounts * np.array(H_DAB.vectors[0]))
+    image[:40] = 240
+    clean = image.copy()
+    image[180:230] = (25, 25, 28)
+    image[:, 100:150] = (30, 60, 200)
+    found = []
+    for name, rgb in (("clean.png", clean), ("marked.png", image)):
+        Image.fromarray(np.rint(rgb).astype(np.uint8)).save(tmp_path / name)
+        with Slide(tmp_path / name, mpp=4.0) as slide:
+            assert all(tile.min() > 70 for tile in sample_tiles(slide, 0.3, most=24))
+            found.append(survey_slide(slide, reference=H_DAB, nuclei=False).stains.p99[0])
+    assert found[1] == pytest.approx(found[0], rel=0.05)
+
+
+def test_a_slide_that_is_all_ink_is_looked_at_all_the_same(tmp_path: Path) -> None:
+    Image.fromarray(np.full((64, 64, 3), (30, 60, 200), np.uint8)).save(tmp_path / "ink.png")
+    with Slide(tmp_path / "ink.png", mpp=4.0) as slide:
+        assert len(sample_tiles(slide, 4.0)) == 1
 
 
 def test_another_size_alone_leaves_the_network_its_word() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import shapely
 from active_projects import CELLS, hush, make_project, nuclei, slide_file
+from PIL import Image
 
 from pyhisto.bundle.files import save_bundle
 from pyhisto.bundle.spec import ModelClass, ModelSpec
@@ -249,6 +250,29 @@ def test_areas_are_counted_where_something_is_labelled(slide: Path, monkeypatch:
     assert counted.by_class["Lymphoid"] == (0, 0, 0)
     bare = image_of(path=image.path, part="test")
     assert count_images([bare], model, TissueTask()) == []
+
+
+def test_nothing_is_looked_for_on_glass_or_pen_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A labelled slide of 2.4 mm with tissue from 400 to 2000 µm and a broad black stroke beside it."""
+    rgb = np.full((300, 300, 3), 240, np.uint8)
+    rgb[50:250, 50:250] = (200, 150, 190)
+    rgb[260:285] = (25, 25, 28)
+    Image.fromarray(rgb).save(tmp_path / "marked.png")
+    asked: list[Any] = []
+
+    def predicted(slide: Any, model: Any, region: Any, **named: Any) -> Any:
+        asked.append(region)
+        return make_objects([region], object_type="annotation", classification="Tumor")
+
+    monkeypatch.setattr("qupath_ext.active.measuring.predict_tissue", predicted)
+    labels = [("Training", shapely.box(0, 0, 300, 300)), ("Tumor", shapely.box(100, 100, 200, 200))]
+    image = replace(image_of(*labels, path=tmp_path / "marked.png", part="test"), mpp=8.0)
+    model: Any = None
+    (counted,) = count_images([image], model, TissueTask())
+    assert asked[0].bounds == pytest.approx((44, 44, 256, 256), abs=1)  # 50 µm wider than the tissue
+    both, found, true = (um2 / 64 for um2 in counted.by_class["Tumor"])
+    assert (both, true) == pytest.approx((100**2, 100**2))
+    assert found == pytest.approx(212.5**2, rel=0.02)
 
 
 def test_cells_are_counted_where_all_are_labelled(slide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
