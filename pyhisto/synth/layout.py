@@ -19,15 +19,6 @@ __all__ = ["STEP_UM", "Layout", "make_layout"]
 STEP_UM = 4.0
 """Step of the grid on which the layout is drawn."""
 
-RARE_SCALE_UM = 45.0
-"""Smoothness of the noise whose peaks are the rare structures, µm."""
-
-RARE_GAP_UM = 12.0
-"""Least gap between rare structures and nests, µm."""
-
-RARE_PER_MM2 = 15000.0
-"""Lymphocytes in rare structures, per mm²."""
-
 
 @dataclass(frozen=True, eq=False)
 class Layout:
@@ -47,10 +38,8 @@ class Layout:
         Density of the lymphocytes in the stroma, per mm².
     hotspot
         Relative chance of a tumour nucleus to be positive.
-    tissue, nests, pen, rare
-        Polygons in level-0 px, the largest first; `pen` and `rare` may be empty.
-    rare_um
-        Signed distance to the outline of the rare structures, µm, positive inside.
+    tissue, nests, pen
+        Polygons in level-0 px, the largest first; `pen` may be empty.
     """
 
     width_um: float
@@ -64,8 +53,6 @@ class Layout:
     tissue: list[shapely.Polygon]
     nests: list[shapely.Polygon]
     pen: list[shapely.Polygon]
-    rare_um: Float32
-    rare: list[shapely.Polygon]
 
 
 def make_layout(settings: SynthSettings) -> Layout:
@@ -87,14 +74,11 @@ def make_layout(settings: SynthSettings) -> Layout:
     tissue_um = signed_distance(_tissue_mask(rng, shape, (width_um, height_um)), STEP_UM)
     fraction = settings.tumour_fraction
     drawn = float(rng.uniform(0.28, 0.48))
-    rare_um = signed_distance(_rare_mask(settings, tissue_um), STEP_UM)
-    nest_mask = _nest_mask(rng, tissue_um, size_um, drawn if fraction is None else fraction)
-    nest_um = signed_distance(nest_mask & (rare_um < -RARE_GAP_UM), STEP_UM)
+    nest_um = signed_distance(_nest_mask(rng, tissue_um, size_um, drawn if fraction is None else fraction), STEP_UM)
     flow_um, along_um = _fibres(rng, nest_um)
     clusters = smooth_noise(rng, shape, 26.0 / STEP_UM)
     border = np.exp(-(((nest_um + 14.0) / 12.0) ** 2)) * (smooth_noise(rng, shape, 50.0 / STEP_UM) > 0.1)
     lymphocytes = 160.0 + 10000.0 * np.clip(clusters - 1.05, 0.0, 0.9) + 1800.0 * border
-    lymphocytes = np.where(rare_um > 0, RARE_PER_MM2, lymphocytes)
     hotspot = np.clip(1.0 + 0.55 * smooth_noise(rng, shape, 55.0 / STEP_UM), 0.15, None)
     tissue = _polygons(tissue_um, settings.mpp)
     return Layout(
@@ -109,8 +93,6 @@ def make_layout(settings: SynthSettings) -> Layout:
         tissue=tissue,
         nests=_polygons(nest_um, settings.mpp),
         pen=_pen_stroke(rng, tissue, settings) if settings.pen_mark else [],
-        rare_um=rare_um,
-        rare=_polygons(rare_um, settings.mpp),
     )
 
 
@@ -154,17 +136,6 @@ def _nest_mask(rng: np.random.Generator, tissue_um: Float32, size_um: float, fra
     mask = ndi.binary_opening(mask, iterations=2)
     mask = ~_keep(~mask, smallest=500.0 / STEP_UM**2)
     return _keep(mask, smallest=min(4000.0, scale_um**2) / STEP_UM**2)
-
-
-def _rare_mask(settings: SynthSettings, tissue_um: Float32) -> NDArray[np.bool_]:
-    """Return round structures of about 150 µm, away from the edge, with generators of their own."""
-    room = tissue_um > 2 * RARE_GAP_UM
-    if settings.rare_fraction == 0.0 or not room.any():
-        return np.zeros(tissue_um.shape, dtype=bool)
-    texture = smooth_noise(np.random.default_rng((settings.seed, 8)), tissue_um.shape, RARE_SCALE_UM / STEP_UM)
-    wanted = min(1.0, settings.rare_fraction * float((tissue_um > 0).sum()) / float(room.sum()))
-    peaks = room & (texture >= np.quantile(texture[room], 1.0 - wanted))
-    return np.asarray(ndi.binary_opening(peaks, iterations=3))
 
 
 def _keep(mask: NDArray[np.bool_], smallest: float) -> NDArray[np.bool_]:

@@ -129,7 +129,7 @@ def _place(rng: np.random.Generator, layout: Layout, look: Appearance) -> tuple[
     inside = (at_points(layout.nest_um, x, y, STEP_UM) > 2.5) & (rng.random(len(x)) > 0.05)
     parts = [(x[inside], y[inside], TUMOUR)]
     thinning = np.clip(0.9 + 0.35 * smooth_noise(rng, shape, 40.0 / STEP_UM), 0.1, 1.5)
-    stroma = np.where((layout.nest_um < -2.0) & (layout.rare_um <= 0), 1250.0 * thinning, 0.0)
+    stroma = np.where(layout.nest_um < -2.0, 1250.0 * thinning, 0.0)
     parts.append((*_scatter(rng, layout, stroma), STROMA))
     immune = np.where(layout.nest_um < -1.0, layout.lymphocytes, 90.0)
     parts.append((*_scatter(rng, layout, immune), LYMPHOCYTE))

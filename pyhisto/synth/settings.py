@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import geopandas as gpd
 
 from pyhisto.errors import ConfigError
-from pyhisto.objects import empty_objects
 
 __all__ = ["NUCLEUS_CLASSES", "SynthSettings", "SynthTruth"]
 
@@ -20,7 +19,6 @@ _MIN_SIDE_UM = 240.0
 _RANGES = {
     "proliferation": 1.0,
     "tumour_fraction": 1.0,
-    "rare_fraction": 0.3,
     "positive_others": 1.0,
     "stain_variation": 2.0,
     "scanner_variation": 2.0,
@@ -54,8 +52,6 @@ class SynthSettings:
         Standard deviation of the camera's noise on white, as a fraction of the full scale.
     positive_others
         Fraction of the lymphocytes that carry DAB (half of it for stromal nuclei). They do not count for the index.
-    rare_fraction
-        Fraction of the tissue, at most 0.3, that is a rare structure: lymphoid aggregates, beside the tumour nests.
     pen_mark
         Draw a stroke of a felt pen beside the tissue, touching its edge.
     compression
@@ -72,7 +68,6 @@ class SynthSettings:
     scanner_variation: float = 1.0
     noise: float = 0.008
     positive_others: float = 0.06
-    rare_fraction: float = 0.0
     pen_mark: bool = True
     compression: Literal["jpeg", "deflate"] = "jpeg"
 
@@ -115,8 +110,6 @@ class SynthTruth:
         Positive tumour nuclei / all tumour nuclei, 0 to 1; NaN on a slide without tumour nuclei.
     mpp
         Pixel size, µm.
-    rare
-        Path-object table, annotations of class ``Lymphoid``: the rare structures, without a row where there are none.
     """
 
     tissue: gpd.GeoDataFrame
@@ -125,7 +118,6 @@ class SynthTruth:
     pen: gpd.GeoDataFrame
     ki67_index: float
     mpp: float
-    rare: gpd.GeoDataFrame = field(default_factory=empty_objects)
 
     def save(self, folder: Path, stem: str) -> list[Path]:
         """Write the tables as GeoParquet: ``<stem>.tissue.parquet`` and so on.
@@ -140,11 +132,10 @@ class SynthTruth:
         Returns
         -------
         list of Path
-            What was written: tissue, tumour, nuclei, pen, and the rare structures if there are any.
+            What was written: tissue, tumour, nuclei, pen.
         """
         written = []
-        kinds = ("tissue", "tumour", "nuclei", "pen", "rare")
-        for kind in kinds if len(self.rare) else kinds[:-1]:
+        for kind in ("tissue", "tumour", "nuclei", "pen"):
             path = folder / f"{stem}.{kind}.parquet"
             getattr(self, kind).to_parquet(path)
             written.append(path)

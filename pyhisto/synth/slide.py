@@ -72,7 +72,6 @@ def _truth(settings: SynthSettings, layout: Layout, nuclei: Nuclei) -> SynthTrut
         ),
         ki67_index=float((tumour & nuclei.positive).sum()) / count if count else float("nan"),
         mpp=settings.mpp,
-        rare=make_objects(layout.rare, object_type="annotation", classification="Lymphoid", ids=_ids(rng, layout.rare)),
     )
 
 

@@ -262,21 +262,6 @@ def test_slide_without_tumour(tmp_path: Path) -> None:
     assert set(annotations["classification"]) == {"Stroma"}
 
 
-def test_rare_structures_cover_what_was_asked_for_and_touch_no_nest(tmp_path: Path) -> None:
-    settings = SynthSettings(width=1200, height=1200, mpp=1.0, seed=3, rare_fraction=0.05, tumour_fraction=0.3)
-    truth = make_slide(tmp_path / "rare.tif", settings)
-    rare, tumour = (shapely.union_all(table.geometry.to_numpy()) for table in (truth.rare, truth.tumour))
-    assert set(truth.rare["classification"]) == {"Lymphoid"}
-    assert rare.area / truth.tissue.geometry.area.sum() == pytest.approx(0.05, abs=0.015)
-    assert rare.distance(tumour) > 3
-    centres = shapely.centroid(truth.nuclei.geometry.to_numpy())
-    inside = truth.nuclei["classification"].to_numpy()[shapely.contains(rare, centres)]
-    assert (inside == "Immune cells").mean() > 0.98
-    assert len(inside) / rare.area > 3 * len(centres) / truth.tissue.geometry.area.sum()
-    written = truth.save(tmp_path, "slide")
-    assert [path.name for path in written][-1] == "slide.rare.parquet"
-
-
 def test_saved_truth_reads_back(tmp_path: Path, small: Drawn) -> None:
     names = [path.name for path in small.truth.save(tmp_path, "small")]
     assert names == ["small.tissue.parquet", "small.tumour.parquet", "small.nuclei.parquet", "small.pen.parquet"]
