@@ -1,4 +1,4 @@
-"""What computes a network: torch, with batch norms folded into convolutions, or OpenVINO where it is installed."""
+"""What computes a network: torch, or OpenVINO where it is installed."""
 
 from __future__ import annotations
 
@@ -6,28 +6,23 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from pyhisto.bundle.rewrite import has_winograd, join_upsampling, use_winograd
 
 __all__ = [
     "Engine",
     "OpenVinoEngine",
     "TorchEngine",
-    "fold_batch_norms",
     "is_local",
     "make_engine",
     "out_of_memory",
     "throughput_batch",
 ]
-
-FOLDING_TOLERANCE = 1e-5
-"""Largest difference of an output that folding may make, as a share of the largest output (or absolutely below 1)."""
 
 WORTHWHILE = 1.05
 """A larger batch must be this much faster a tile, else the smaller one is taken."""
@@ -122,76 +117,18 @@ class OpenVinoEngine:
 
 
 def make_engine(name: str, network: nn.Module, example: torch.Tensor, device: str, precision: str) -> Engine:
-    """Return an engine by its name for a network, which stays as it is; `example` as for :class:`OpenVinoEngine`."""
+    """Return an engine by its name for a network, which stays as it is; `example` as for :class:`OpenVinoEngine`.
+
+    In float32 on a CPU, where multiplications are what takes the time, it is computed with fewer of them.
+    """
+    network = copy.deepcopy(network)
+    if device == "cpu" and precision == "float32":
+        network = join_upsampling(network, example)
+        if name == "torch" and has_winograd():
+            use_winograd(network)
     if name == "openvino":
         return OpenVinoEngine(network, example, precision)
-    return TorchEngine(copy.deepcopy(network), device, precision)
-
-
-def fold_batch_norms(network: nn.Module, example: torch.Tensor) -> nn.Module:
-    """Return a copy of a network whose batch norms are part of the convolutions before them.
-
-    In evaluation mode a batch norm is an affine map of each channel (Ioffe and Szegedy 2015), which the weights of a
-    convolution can take in (Jacob 2018, section 3.2). Those that follow no convolution, as before an activation in a
-    DenseNet, stay. Which follow one is seen as `example` goes through; a network that then gives something else
-    because it uses the output of such a convolution elsewhere, too, is returned as a plain copy.
-
-    Parameters
-    ----------
-    network
-        In evaluation mode; it stays as it is.
-    example
-        float32 (n, 3, h, w), on its device.
-    """
-    folded = copy.deepcopy(network)
-    for conv_name, norm_name in _followed(folded, example).items():
-        conv, norm = folded.get_submodule(conv_name), folded.get_submodule(norm_name)
-        transposed = isinstance(conv, _ConvTransposeNd)
-        folded.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm, transpose=transposed))  # type: ignore[arg-type,type-var]
-        folded.set_submodule(norm_name, nn.Identity())
-    with torch.inference_mode():
-        expected, found = network(example), folded(example)
-    bound = FOLDING_TOLERANCE * max(1.0, float(expected.abs().max()))
-    same = float((found - expected).abs().max()) <= bound
-    return folded if same else copy.deepcopy(network)
-
-
-def _followed(network: nn.Module, example: torch.Tensor) -> dict[str, str]:
-    """Return the convolutions that a batch norm follows, with that batch norm, by their names; each is used once."""
-    made: dict[int, tuple[str, torch.Tensor]] = {}  # keeps the tensors, so that no other gets the same id
-    pairs: list[tuple[str, str]] = []
-    calls: list[str] = []
-
-    def after(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            del module, inputs
-            made[id(output)] = name, output
-            calls.append(name)
-
-        return hook
-
-    def before(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            del module
-            calls.append(name)
-            if id(inputs[0]) in made:
-                pairs.append((made[id(inputs[0])][0], name))
-
-        return hook
-
-    handles = []
-    for name, module in network.named_modules():
-        if isinstance(module, _ConvNd):
-            handles.append(module.register_forward_hook(after(name)))
-        elif isinstance(module, _BatchNorm) and module.track_running_stats:
-            handles.append(module.register_forward_pre_hook(before(name)))
-    try:
-        with torch.inference_mode():
-            network(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {conv: norm for conv, norm in pairs if calls.count(conv) == calls.count(norm) == 1}
+    return TorchEngine(network, device, precision)
 
 
 def is_local(network: nn.Module) -> bool:

@@ -77,6 +77,9 @@ REDUCED_TOLERANCE = 0.02
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 ENGINES = ("auto", "torch", "openvino")
 
+WINOGRAD_SHARE = 0.5
+"""Share of a network's multiplications that torch must save by Winograd's convolutions to be faster than OpenVINO."""
+
 EXAMPLE_STRIDES = 4
 """Side, in strides, of the part of the golden tile that shows how batch norms follow convolutions."""
 
@@ -347,12 +350,15 @@ def _ways(device: str, engine: str, precision: str, *, one_network: bool) -> lis
 
 def _choose(bundle: Bundle, ways: list[tuple[str, str]], tile: npt.NDArray[np.uint8]) -> None:
     """Let a bundle use the first of some ways to compute it that gives what it gives now on the golden tile."""
-    from pyhisto.bundle.engine import fold_batch_norms, make_engine
+    from pyhisto.bundle.engine import make_engine
+    from pyhisto.bundle.rewrite import fold_batch_norms, has_winograd, winograd_share
 
     plain, stride = bundle.compute, bundle.stride
     side = tile.shape[0] if bundle.spec.cascade else min(tile.shape[0], EXAMPLE_STRIDES * stride)
     example = normalise(tile[np.newaxis, :side, :side], bundle.spec).to(bundle.device)
     folded = fold_batch_norms(plain.network, example)
+    if bundle.device == "cpu" and has_winograd() and winograd_share(folded, example) > WINOGRAD_SHARE:
+        ways = sorted(ways, key=lambda way: way != ("torch", "float32"))
     for engine, precision in ways:
         inputs = [tile[np.newaxis]]
         if engine == "openvino":  # which followed one input through the network: others must come out right, too

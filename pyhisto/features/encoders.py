@@ -162,7 +162,8 @@ class Encoder:
         str
             Empty, or why it goes on as before: OpenVINO fails, or gives other features for two tiles of noise.
         """
-        from pyhisto.bundle.engine import fold_batch_norms, make_engine
+        from pyhisto.bundle.engine import make_engine
+        from pyhisto.bundle.rewrite import fold_batch_norms
 
         shape = (2, self.spec.tile_size, self.spec.tile_size, 3)
         tiles = np.random.default_rng(RANDOM_SEED).integers(0, 256, shape, dtype=np.uint8)

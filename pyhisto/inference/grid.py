@@ -16,11 +16,12 @@ from pyhisto.inference.settings import InferenceSettings
 
 __all__ = ["Box", "NetworkGrid", "network_grids"]
 
-SIZE_SHARES = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
-"""Sizes of tiles that are tried beside the largest, as shares of it."""
+SIZE_PARTS = 16
+"""Sizes of tiles that are tried are the largest in such parts, from a quarter on."""
 
-SIZE_STEP_PX = 64
-"""Their sizes are multiples of this, so that a network sees few different ones."""
+TILE_COST, TILE_COST_PX = 0.6, 280**2
+"""What a tile takes beside the time for its pixels, as a share of that time, but no more than for so many pixels:
+the convolutions that are fast on large maps prepare their weights for each tile, and small maps do without them."""
 
 Box: TypeAlias = tuple[int, int, int, int]
 """(x0, y0, x1, y1), pixels."""
@@ -55,6 +56,12 @@ class NetworkGrid:
     def ramp(self) -> int:
         """How far the used part of a tile reaches beyond its core, px."""
         return min(self.overlap - self.overlap // 2, self.core // 2)
+
+    @property
+    def cost(self) -> float:
+        """Time that a tile takes, in that for a pixel of a large one."""
+        px = self.tile_size**2
+        return px + min(TILE_COST * px, TILE_COST_PX)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -109,8 +116,8 @@ def network_grids(bundle: Bundle, settings: InferenceSettings, width: int, heigh
                 expected=f"a multiple of {stride}, the stride of {bundle.spec.architecture}",
             )
         return [NetworkGrid(width, height, settings.tile_size, overlap)]
-    step = math.lcm(stride, SIZE_STEP_PX)
-    sizes = {math.ceil(share * largest / step) * step for share in SIZE_SHARES} | {bundle.spec.tile_size}
+    parts = range(SIZE_PARTS // 4, SIZE_PARTS)
+    sizes = {math.ceil(part * largest / SIZE_PARTS / stride) * stride for part in parts} | {bundle.spec.tile_size}
     least = max(bundle.spec.tile_size, 2 * overlap + 1)
     fitting = [largest, *sorted((size for size in sizes if least <= size < largest), reverse=True)]
     return [NetworkGrid(width, height, size, overlap) for size in fitting]

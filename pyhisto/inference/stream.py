@@ -286,8 +286,8 @@ def _edges(length: int, size: int) -> list[int]:
 
 
 def _cheapest(choices: Iterable[tuple[NetworkGrid, Flags]]) -> tuple[NetworkGrid, Flags]:
-    """Return the grid of whose tiles the fewest pixels are predicted, with which tiles these are."""
-    return min(choices, key=lambda choice: int(choice[1].sum()) * choice[0].tile_size ** 2)
+    """Return the grid whose tiles are predicted soonest, with which tiles these are."""
+    return min(choices, key=lambda choice: int(choice[1].sum()) * choice[0].cost)
 
 
 def _touched(grid: NetworkGrid, frame: Frame, region: Any) -> Flags:

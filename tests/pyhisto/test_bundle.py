@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import pyhisto.bundle.files
+from pyhisto.bundle.engine import TorchEngine
 from pyhisto.bundle.files import (
     Bundle,
     ModelClass,
@@ -166,6 +167,26 @@ def test_openvino_gives_what_torch_gives(original: Path, monkeypatch: pytest.Mon
     np.testing.assert_allclose(loaded.predict(tiles), plain.predict(tiles), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("fast", "share", "expected"), [(True, 0.6, "torch"), (True, 0.4, "openvino"), (False, 0.6, "openvino")]
+)
+def test_winograd_goes_before_openvino_where_it_saves_most(
+    original: Path, monkeypatch: pytest.MonkeyPatch, fast: bool, share: float, expected: str
+) -> None:
+    def compiled(network: torch.nn.Module, *_: Any) -> TorchEngine:
+        engine = TorchEngine(network, "cpu")
+        engine.name = "openvino"
+        return engine
+
+    monkeypatch.setattr("pyhisto.bundle.engine.OpenVinoEngine", compiled)
+    monkeypatch.setattr("pyhisto.bundle.files.has_openvino", lambda: True)
+    monkeypatch.setattr("pyhisto.bundle.files.fast_bfloat16", lambda device: False)
+    monkeypatch.setattr("pyhisto.bundle.rewrite.has_winograd", lambda: fast)
+    monkeypatch.setattr("pyhisto.bundle.rewrite.winograd_share", lambda network, example: share)
+    assert load_bundle(original).engine == expected
+    assert load_bundle(original, engine="openvino").engine == "openvino"
+
+
 def test_an_engine_that_fails_or_gives_something_else(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong:
         name, precision = "openvino", "float32"
@@ -272,10 +293,10 @@ def test_the_batch_of_a_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("architecture", "tile_size", "overlap", "expected"),
     [
-        ("unet-resnet34", 256, 32, (512, 32)),  # 16 overlaps
-        ("unet-densenet121", 512, 64, (768, 64)),  # no more on a CPU
-        ("unet-resnet34", 1024, 32, (1024, 32)),  # never smaller than in training
-        ("unet-resnet34", 256, 20, (320, 20)),
+        ("unet-resnet34", 256, 32, (1088, 32)),  # 34 overlaps
+        ("unet-densenet121", 512, 64, (1088, 64)),  # no more on a CPU
+        ("unet-resnet34", 1152, 32, (1152, 32)),  # never smaller than in training
+        ("unet-resnet34", 256, 20, (672, 20)),  # 680 is no multiple of the stride
         ("attention-unet", 256, 32, (256, 32)),  # sees the whole tile
     ],
 )
@@ -285,7 +306,7 @@ def test_tiles_for_whole_slides(architecture: str, tile_size: int, overlap: int,
     bundle = Bundle(Path("none"), spec, "", model, "cpu")
     assert bundle.stream_tile == expected
     assert bundle.stride == (16 if architecture == "attention-unet" else 32)
-    assert bundle.tiles_at_once == {256: 8, 320: 5, 512: 2, 768: 1, 1024: 1}[expected[0]]
+    assert bundle.tiles_at_once == {256: 8, 672: 1, 1088: 1, 1152: 1}[expected[0]]
 
 
 def test_normalise_by_hand() -> None:

@@ -6,109 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from network_cases import image, network
 
 from pyhisto.bundle.engine import (
     OpenVinoEngine,
     TorchEngine,
-    fold_batch_norms,
     is_local,
     make_engine,
     out_of_memory,
     throughput_batch,
 )
-from pyhisto.models import build_model
-
-NARROW = (16, 16, 8, 8, 8)
-
-
-def network(name: str) -> nn.Module:
-    """A narrow network whose batch norms are as far from doing nothing as trained ones."""
-    torch.manual_seed(3)
-    model = build_model(name, out_channels=3, decoder_channels=NARROW).eval()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for value, low, high in (
-                (module.running_mean, -0.3, 0.3),
-                (module.running_var, 0.5, 2.0),
-                (module.weight, 0.5, 1.5),
-                (module.bias, -0.2, 0.2),
-            ):
-                assert value is not None
-                nn.init.uniform_(value, low, high)
-    return model
-
-
-def norms(model: nn.Module) -> int:
-    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-
-
-def image(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.mark.parametrize(
-    ("name", "left"),
-    [
-        ("unet-resnet34", 0),
-        ("attention-unet", 0),
-        # those before the activations of 58 dense layers and 3 transitions, and the last one follow no convolution
-        ("unet-densenet121", 58 + 3 + 1),
-        ("unet:efficientnet-b0", 1),  # that of the classifier, through which nothing goes
-    ],
-)
-def test_folding_changes_nothing_but_the_number_of_layers(name: str, left: int) -> None:
-    model = network(name)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    folded = fold_batch_norms(model, image(1, 3, 64, 64))
-    assert norms(folded) <= left
-    assert norms(folded) < norms(model) / 2
-    x = image(2, 3, 96, 64)
-    with torch.inference_mode():
-        expected, found = model(x), folded(x)
-    assert float(expected.std()) > 1e-3
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    after = model.state_dict()
-    assert list(after) == list(before)
-    assert all(torch.equal(after[key], before[key]) for key in before)
-
-
-class Bypass(nn.Module):
-    """What a convolution gives is used before and after its batch norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)
-        nn.init.constant_(self.norm.weight, 3.0)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        plain = self.conv(x)
-        out: torch.Tensor = self.norm(plain) + plain
-        return out
-
-
-class Shared(nn.Module):
-    """One batch norm after two convolutions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.norm = nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)
-        nn.init.constant_(self.norm.weight, 3.0)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.norm(self.a(x)) * self.norm(self.b(x))
-        return out
-
-
-@pytest.mark.parametrize("kind", [Bypass, Shared])
-def test_what_cannot_be_folded_stays(kind: type[nn.Module]) -> None:
-    torch.manual_seed(0)
-    model = kind().eval()
-    x = image(1, 3, 4, 4)
-    folded = fold_batch_norms(model, x)
-    assert norms(folded) == 1
-    with torch.inference_mode():
-        assert torch.equal(folded(x), model(x))
+from pyhisto.bundle.rewrite import JoinedStage, WinogradConvolution, fold_batch_norms
 
 
 def test_reduced_precision_takes_and_gives_float32() -> None:
@@ -121,6 +29,21 @@ def test_reduced_precision_takes_and_gives_float32() -> None:
     assert (engine.name, engine.precision, found.dtype) == ("torch", "bfloat16", torch.float32)
     assert 0 < float((found - expected).abs().max()) < 0.1 * float(expected.abs().max())
     assert next(model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("winograd", [False, True])
+def test_float32_on_a_cpu_takes_fewer_multiplications(monkeypatch: pytest.MonkeyPatch, winograd: bool) -> None:
+    if winograd and not torch.backends.nnpack.is_available():  # type: ignore[no-untyped-call]
+        pytest.skip("needs torch with NNPACK")
+    monkeypatch.setattr("pyhisto.bundle.engine.has_winograd", lambda: winograd)
+    model, x = network("unet-resnet34"), image(2, 3, 128, 128)
+    engine = make_engine("torch", model, x, "cpu", "float32")
+    kinds = {type(module) for module in engine.network.modules()}
+    assert JoinedStage in kinds
+    assert (WinogradConvolution in kinds) is winograd
+    assert not {JoinedStage, WinogradConvolution} & {type(module) for module in model.modules()}
+    with torch.inference_mode():
+        torch.testing.assert_close(engine(x), model(x), rtol=0, atol=2e-5)
 
 
 def test_openvino_gives_the_same_for_any_size_and_number() -> None:

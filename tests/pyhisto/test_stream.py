@@ -294,6 +294,19 @@ def test_tiles_are_as_large_as_the_region_makes_cheapest(noisy: Path) -> None:
     assert [batch.shape[:2] for batch in bundle.batches] == [(1, 128), (1, 320), (2, 128), (1, 256)]
 
 
+@pytest.mark.parametrize(("spots", "expected"), [(9, (8, 128)), (10, (1, 416))])
+def test_many_small_tiles_take_longer_than_their_pixels(noisy: Path, spots: int, expected: tuple[int, int]) -> None:
+    """Of 10 tiles of 128 px a pixel counts 1.6: 262 144; one of 416 counts 173 056 + 78 400, less than 10, not 9."""
+    bundle = Colours((512, 32), replace(SPEC, tile_size=128))
+    cells = [(0, 0), (5, 3), (2, 4), (2, 0), (4, 0), (5, 1), (1, 1), (3, 2), (0, 3), (4, 4)][:spots]
+    region = shapely.MultiPolygon(
+        [shapely.box(64 * x + 2 * (x > 0), 64 * y + 2 * (y > 0), 64 * x + 4, 64 * y + 4) for x, y in cells]
+    )
+    with Slide(noisy) as slide:
+        list(stream(slide, bundle, region, batch_size=8))
+    assert bundle.batches[0].shape[:2] == expected
+
+
 def test_progress_follows_the_windows(noisy: Path) -> None:
     told: list[tuple[int, int]] = []
     with Slide(noisy) as slide:
