@@ -126,9 +126,10 @@ def trace_labels(labels: npt.NDArray[np.integer[Any]], n: int | None = None) -> 
         at the first corner after the right end of the region's topmost row.
     """
     n = int(labels.max(initial=0)) if n is None else n
-    padded = np.zeros((labels.shape[0] + 2, labels.shape[1] + 2), dtype=np.int32)
-    padded[1:-1, 1:-1] = labels
-    return Contours(*outlines.trace(padded, n))
+    inner = np.ascontiguousarray(labels, dtype=np.int32)
+    sides = (inner[:1], inner[-1:], inner[:, :1], inner[:, -1:])
+    rim = int(any(((side > 0) & (side <= n)).any() for side in sides))
+    return Contours(*outlines.trace(np.pad(inner, rim) if rim else inner, n, rim))
 
 
 def smooth_contours(contours: Contours) -> Contours:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import scipy.ndimage as ndi
 
 from pyhisto.contours import Contours
-from pyhisto.inference import Frame, PredictedWindow
+from pyhisto.inference import Frame, InferenceSettings, PredictedWindow
 from pyhisto.nuclei import network
 from pyhisto.nuclei.network import CellFinder
 from pyhisto.stain import H_DAB
@@ -128,7 +128,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nuclei", type=int, default=1_000_000)
     parser.add_argument("--density", type=float, default=5000, help="nuclei per mm² of tissue")
-    parser.add_argument("--window", type=int, default=1024, help="side of a window's own part, px")
+    parser.add_argument(
+        "--window",
+        type=int,
+        default=InferenceSettings().window,
+        help="side of a window's own part, px; as in inference",
+    )
     arguments = parser.parse_args()
     rgb, probability, each = pattern(arguments.density)
     needed = math.sqrt(arguments.nuclei / each) * PERIOD_PX / arguments.window

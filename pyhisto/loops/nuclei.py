@@ -16,18 +16,23 @@ __all__ = [
     "core_means",
     "disks",
     "find_peaks",
-    "least_around",
-    "opened",
+    "make_whole",
+    "open_labels",
     "quantised",
     "separate",
     "stained_part",
     "votes",
-    "whole_parts",
 ]
 
 FloatImage: TypeAlias = npt.NDArray[np.float32]
 Labels: TypeAlias = npt.NDArray[np.int32]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Places: TypeAlias = npt.NDArray[np.int64]
+"""Pixels as indices of the flat image, in raster order."""
+
 Table: TypeAlias = npt.NDArray[np.float64]
+Blocks: TypeAlias = tuple[int, int, int]
+"""Side of a block, and how far above and left of the image the first block begins, px."""
 
 _GROUND, _PART, _CORE, _AROUND, _WALL = 0, 1, 2, 3, 4
 """Pixels of the window of one label: other, of the label, of a part with core, connected to the outside, its rim."""
@@ -148,23 +153,6 @@ def disks(shape: tuple[int, int], peaks: npt.NDArray[np.int64], radius: float) -
 
 
 @compiled
-def least_around(shape: tuple[int, int], peaks: npt.NDArray[np.int64], radius: float, values: Table) -> FloatImage:
-    """Return the least value of the peaks within `radius` px, float32 (H, W); infinity where there is none."""
-    height, width = shape
-    out = np.full((height, width), np.float32(math.inf))
-    reach = math.floor(radius)
-    for i in range(len(peaks)):
-        y, x = peaks[i]
-        value = np.float32(values[i])
-        for row in range(max(0, y - reach), min(height, y + reach + 1)):
-            along = int(math.sqrt(radius * radius - (row - y) ** 2) + 1e-9)
-            line = out[row, max(0, x - along) : max(0, min(width, x + along + 1))]
-            for column in range(len(line)):
-                line[column] = value if value < line[column] else line[column]
-    return out
-
-
-@compiled
 def quantised(image: FloatImage, where: npt.NDArray[np.bool_], levels: int) -> Labels:
     """Return levels 0 (image is 1 or more) to `levels` - 1 (0 or less), -1 outside `where` and on a border around all.
 
@@ -184,49 +172,58 @@ def quantised(image: FloatImage, where: npt.NDArray[np.bool_], levels: int) -> L
 
 
 @compiled
-def block_sums(image: FloatImage, near: npt.NDArray[np.bool_], side: int, top: int, left: int) -> FloatImage:
-    """Return sum and number of the pixels that are not `near` in blocks of `side` px, float32 (2, rows, columns).
-
-    The first block begins `top` rows above and `left` columns left of the image.
-    """
+def block_sums(image: FloatImage, near: Mask, blocks: Blocks) -> FloatImage:
+    """Return sum and number of the pixels that are not `near` in blocks, float32 (2, rows, columns)."""
     height, width = image.shape
+    side, top, left = blocks
     rows, columns = (height + top + side - 1) // side, (width + left + side - 1) // side
     out = np.zeros((2, rows, columns), dtype=np.float32)
+    far, count = np.zeros(columns * side, dtype=np.float32), np.zeros(columns * side, dtype=np.float32)
+    none, one = np.float32(0), np.float32(1)
     for y in range(height):
-        row = (y + top) // side
+        values, taken, here, number = image[y], near[y], far[left : left + width], count[left : left + width]
         for x in range(width):
-            if not near[y, x]:
-                column = (x + left) // side
-                out[0, row, column] += image[y, x]
-                out[1, row, column] += 1
+            value = values[x]
+            here[x] = none if taken[x] else value
+            number[x] = none if taken[x] else one
+        total, numbers = out[0, (y + top) // side], out[1, (y + top) // side]
+        for x in range(side):
+            for column in range(columns):
+                total[column] += far[column * side + x]
+                numbers[column] += count[column * side + x]
     return out
 
 
 @compiled
-def core_means(darkness: FloatImage, ground: FloatImage, core: Labels, n: int, side: int, top: int, left: int) -> Table:
-    """Return the mean darkness and the mean ground of each core, float64 (n, 2); NaN for an empty core.
+def core_means(
+    dark: FloatImage, offset: tuple[int, int], ground: FloatImage, blocks: Blocks, labels: Labels, core: Places, n: int
+) -> Table:
+    """Return the mean darkness and the mean ground of the core pixels of each label, float64 (n, 2); NaN for none.
 
-    The ground is sampled between the centres of its blocks, of which the first begins `top` rows above and `left`
-    columns left of the images.
+    The label image has its corner at `offset`, (row, column), of the darkness; the ground has a value a block, and is
+    sampled between their centres.
     """
-    height, width = core.shape
+    wide, own = labels.shape[1], labels.ravel()
+    side, top, left = blocks
     rows, columns = ground.shape
     sums, count = np.zeros((n, 2)), np.zeros(n)
-    for y in range(height):
-        for x in range(width):
-            label = core[y, x]
-            if label <= 0:
-                continue
-            v = min(max((y + top + 0.5) / side - 0.5, 0.0), rows - 1.0)
-            u = min(max((x + left + 0.5) / side - 0.5, 0.0), columns - 1.0)
-            r, c = min(math.floor(v), max(rows - 2, 0)), min(math.floor(u), max(columns - 2, 0))
-            below, right = min(r + 1, rows - 1), min(c + 1, columns - 1)
-            fv, fu = v - r, u - c
-            upper = ground[r, c] * (1 - fu) + ground[r, right] * fu
-            lower = ground[below, c] * (1 - fu) + ground[below, right] * fu
-            sums[label - 1, 0] += darkness[y, x]
-            sums[label - 1, 1] += upper * (1 - fv) + lower * fv
-            count[label - 1] += 1
+    y, begin = offset[0], 0
+    for p in core:
+        while p >= begin + wide:
+            y, begin = y + 1, begin + wide
+        label, x = own[p], p - begin + offset[1]
+        if label <= 0:
+            continue
+        v = min(max((y + top + 0.5) / side - 0.5, 0.0), rows - 1.0)
+        u = min(max((x + left + 0.5) / side - 0.5, 0.0), columns - 1.0)
+        r, c = min(math.floor(v), max(rows - 2, 0)), min(math.floor(u), max(columns - 2, 0))
+        below, right = min(r + 1, rows - 1), min(c + 1, columns - 1)
+        fv, fu = v - r, u - c
+        upper = ground[r, c] * (1 - fu) + ground[r, right] * fu
+        lower = ground[below, c] * (1 - fu) + ground[below, right] * fu
+        sums[label - 1, 0] += dark[y, x]
+        sums[label - 1, 1] += upper * (1 - fv) + lower * fv
+        count[label - 1] += 1
     for i in range(n):
         sums[i, 0] /= count[i]
         sums[i, 1] /= count[i]
@@ -234,50 +231,55 @@ def core_means(darkness: FloatImage, ground: FloatImage, core: Labels, n: int, s
 
 
 @compiled
-def stained_part(territory: Labels, core: Labels, darkness: FloatImage, level: Table) -> Labels:
-    """Return the pixels of each territory (labels above 0) in its core or darker than its level, int32 (H, W)."""
-    height, width = core.shape
-    out = np.empty((height, width), dtype=np.int32)
-    for y in range(height):
-        own, middle, values, mine = territory[y], core[y], darkness[y], out[y]
-        for x in range(width):
-            label = own[x]
-            mine[x] = label if label > 0 and (middle[x] > 0 or values[x] > level[label - 1]) else 0
+def stained_part(
+    labels: Labels, core: Mask, places: Places, dark: FloatImage, offset: tuple[int, int], edge: Table
+) -> Labels:
+    """Return those of some places that are in a core or darker than the edge of their label, int32 (H, W).
+
+    The label image has its corner at `offset`, (row, column), of the darkness.
+    """
+    wide = labels.shape[1]
+    out = np.zeros(labels.shape, dtype=np.int32)
+    own, inner, mine = labels.ravel(), core.ravel(), out.ravel()
+    y, begin = offset[0], 0
+    for p in places:
+        while p >= begin + wide:
+            y, begin = y + 1, begin + wide
+        label, value = own[p], dark[y, p - begin + offset[1]]
+        level = edge[max(label, 1) - 1]
+        mine[p] = label if (label > 0) & (inner[p] | (value > level)) else 0
     return out
 
 
 @compiled
-def opened(labels: Labels, core: Labels) -> Labels:
-    """Open each label for itself with a 3 x 3 cross; cores stay. The image's edge does not erode."""
+def open_labels(labels: Labels, core: Mask) -> None:
+    """Open each label for itself with a 3 x 3 cross; cores stay. The border of the image is 0, and does not erode."""
     height, width = labels.shape
-    inner = np.zeros((height + 2, width + 2), dtype=np.bool_)
-    for y in range(height):
-        own, here = labels[y], inner[y + 1, 1:-1]
-        up, down = labels[max(y - 1, 0)], labels[min(y + 1, height - 1)]
-        for x in range(width):
+    inner = np.zeros((height, width), dtype=np.bool_)
+    for y in range(1, height - 1):
+        own, here = labels[y], inner[y]
+        up, down = labels[max(y - 1, 1)], labels[min(y + 1, height - 2)]
+        for x in range(1, width - 1):
             here[x] = (own[x] != 0) & (up[x] == own[x]) & (down[x] == own[x])
-        for x in range(1, width):
+        for x in range(2, width - 1):
             here[x] &= own[x - 1] == own[x]
-        for x in range(width - 1):
+        for x in range(1, width - 2):
             here[x] &= own[x + 1] == own[x]
-    out = np.empty((height, width), dtype=np.int32)
-    for y in range(height):
-        own, middle, mine = labels[y], core[y], out[y]
-        up, down, here = inner[y, 1:-1], inner[y + 2, 1:-1], inner[y + 1, 1:-1]
-        left, right = inner[y + 1, :-2], inner[y + 1, 2:]
-        for x in range(width):
-            stays = (middle[x] > 0) | here[x] | up[x] | down[x] | left[x] | right[x]
-            mine[x] = own[x] * stays
-    return out
+    for y in range(1, height - 1):
+        own, middle = labels[y], core[y]
+        up, down, here = inner[y - 1, 1:-1], inner[y + 1, 1:-1], inner[y, 1:-1]
+        left, right = inner[y, :-2], inner[y, 2:]
+        for x in range(width - 2):
+            stays = middle[x + 1] | here[x] | up[x] | down[x] | left[x] | right[x]
+            own[x + 1] *= stays
 
 
 @compiled
-def whole_parts(labels: Labels, core: Labels, n: int) -> Labels:
+def make_whole(labels: Labels, core: Mask, n: int) -> None:
     """Keep of each label the 4-connected parts that hold some of its core, and fill their holes.
 
     A hole belongs to the lowest of the labels around it.
     """
-    out = labels.copy()
     boxes, plain = _boxes(labels, core, n)
     window = np.empty(0, dtype=np.uint8)
     for label in range(1, n + 1):
@@ -295,15 +297,14 @@ def whole_parts(labels: Labels, core: Labels, n: int) -> Labels:
         for y in range(top, bottom + 1):
             for x in range(left, right + 1):
                 inside = window[(y - top + 2) * wide + x - left + 2] != _AROUND
-                if inside and (out[y, x] == 0 or out[y, x] > label):
-                    out[y, x] = label
-                elif not inside and out[y, x] == label:
-                    out[y, x] = 0
-    return out
+                if inside and (labels[y, x] == 0 or labels[y, x] > label):
+                    labels[y, x] = label
+                elif not inside and labels[y, x] == label:
+                    labels[y, x] = 0
 
 
 @compiled
-def _boxes(labels: Labels, core: Labels, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+def _boxes(labels: Labels, core: Mask, n: int) -> tuple[npt.NDArray[np.int64], Mask]:
     """Return the boxes of labels 1 to n, and which are connected, without holes and with a core at first sight.
 
     int64 (n + 1, 4): top, left, bottom and right; bottom above top where there is none. bool (n + 1,): a label has one
@@ -314,32 +315,41 @@ def _boxes(labels: Labels, core: Labels, n: int) -> tuple[npt.NDArray[np.int64],
         box[label, 0], box[label, 1], box[label, 2], box[label, 3] = labels.shape[0], labels.shape[1], -1, -1
     plain, cored = np.ones(n + 1, dtype=np.bool_), np.zeros(n + 1, dtype=np.bool_)
     last = np.zeros((n + 1, 2), dtype=np.int64)
+    ends = np.empty(labels.shape[1], dtype=np.int64)
     for y in range(labels.shape[0]):
         row, middle = labels[y], core[y]
-        x = 0
-        while x < len(row):
-            label, begin = row[x], x
-            x += 1
-            if label == 0:
-                continue
-            while x < len(row) and row[x] == label:
-                x += 1
-            mine, above = box[label], last[label]
-            if mine[2] < 0:
-                mine[0] = y
-            elif mine[2] != y - 1 or above[0] >= x or above[1] <= begin:
-                plain[label] = False
-            mine[1], mine[2], mine[3] = min(mine[1], begin), y, max(mine[3], x - 1)
-            above[0], above[1] = begin, x
-            at = begin
-            while not cored[label] and at < x:
-                cored[label] = middle[at] == label
-                at += 1
+        begin = 0
+        for end in ends[: _run_ends(row, ends)]:
+            label = row[begin]
+            if label != 0:
+                mine, above = box[label], last[label]
+                if mine[2] < 0:
+                    mine[0] = y
+                elif mine[2] != y - 1 or above[0] >= end or above[1] <= begin:
+                    plain[label] = False
+                mine[1], mine[2], mine[3] = min(mine[1], begin), y, max(mine[3], end - 1)
+                above[0], above[1] = begin, end
+                at = begin
+                while not cored[label] and at < end:
+                    cored[label] = middle[at]
+                    at += 1
+            begin = end
     return box, plain & cored
 
 
 @compiled
-def _draw(window: npt.NDArray[np.uint8], labels: Labels, core: Labels, box: npt.NDArray[np.int64], label: int) -> None:
+def _run_ends(row: Labels, ends: Places) -> int:
+    """Write behind which pixels of a row runs of the same label end; return how many there are."""
+    n = 0
+    for x in range(1, len(row)):
+        ends[n] = x
+        n += row[x] != row[x - 1]
+    ends[n] = len(row)
+    return n + 1
+
+
+@compiled
+def _draw(window: npt.NDArray[np.uint8], labels: Labels, core: Mask, box: npt.NDArray[np.int64], label: int) -> None:
     """Draw one label into a window with a ring of ground and a ring of wall around its box."""
     top, left, bottom, right = box
     wide = right - left + 5
@@ -352,7 +362,7 @@ def _draw(window: npt.NDArray[np.uint8], labels: Labels, core: Labels, box: npt.
         at = (y - top + 2) * wide - left + 2
         for x in range(left, right + 1):
             if labels[y, x] == label:
-                window[at + x] = _CORE if core[y, x] == label else _PART
+                window[at + x] = _CORE if core[y, x] else _PART
 
 
 @compiled
@@ -384,21 +394,20 @@ def votes(probability: FloatImage, labels: Labels, n: int) -> Table:
     """Return the share of each class in each nucleus, float64 (n, classes), by its summed probabilities."""
     classes = len(probability) // 2
     out = np.zeros((n, classes))
-    for y in range(labels.shape[0]):
+    ends = np.empty(labels.shape[1], dtype=np.int64)
+    for y in range(labels.shape[0] if labels.size else 0):
         row = labels[y]
-        x = 0
-        while x < len(row):
-            label, begin = row[x], x
-            x += 1
+        begin = 0
+        for end in ends[: _run_ends(row, ends)]:
+            label = row[begin]
             if 0 < label <= n:
-                while x < len(row) and row[x] == label:
-                    x += 1
                 for k in range(classes):
                     nucleus, membrane = probability[1 + 2 * k, y], probability[2 + 2 * k, y]
                     total = 0.0
-                    for at in range(begin, x):
+                    for at in range(begin, end):
                         total += nucleus[at] + membrane[at]
                     out[label - 1, k] += total
+            begin = end
     for i in range(n):
         total = out[i].sum()
         if total > 0:

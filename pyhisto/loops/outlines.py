@@ -23,9 +23,12 @@ _NEVER = math.inf
 
 
 @compiled
-def trace(padded: npt.NDArray[np.int32], n: int) -> tuple[FloatArray, IntArray]:
-    """Trace labels 1 to n of a label image with a border of zeros; see :func:`pyhisto.contours.trace_labels`."""
-    corners, start, length = _walk_all(padded, n)
+def trace(labels: npt.NDArray[np.int32], n: int, rim: int) -> tuple[FloatArray, IntArray]:
+    """Trace labels 1 to n, none of which is at the edge of the image; see :func:`pyhisto.contours.trace_labels`.
+
+    The image has its corner at (-rim, -rim).
+    """
+    corners, start, length = _walk_all(labels, n)
     offsets = np.zeros(n + 1, dtype=np.int64)
     for label in range(1, n + 1):
         offsets[label] = offsets[label - 1] + length[label]
@@ -35,27 +38,27 @@ def trace(padded: npt.NDArray[np.int32], n: int) -> tuple[FloatArray, IntArray]:
         loop = corners[start[label] : start[label] + count]
         first = _wand_start(loop)
         for i in range(first, count):
-            xy[at, 0], xy[at, 1] = loop[i, 0], loop[i, 1]
+            xy[at, 0], xy[at, 1] = loop[i, 0] - rim, loop[i, 1] - rim
             at += 1
         for i in range(first):
-            xy[at, 0], xy[at, 1] = loop[i, 0], loop[i, 1]
+            xy[at, 0], xy[at, 1] = loop[i, 0] - rim, loop[i, 1] - rim
             at += 1
     return xy, offsets
 
 
 @compiled
-def _walk_all(padded: npt.NDArray[np.int32], n: int) -> tuple[npt.NDArray[np.int32], IntArray, IntArray]:
+def _walk_all(labels: npt.NDArray[np.int32], n: int) -> tuple[npt.NDArray[np.int32], IntArray, IntArray]:
     """Return the corners of all loops, int32 (N, 2), and where the longest of each label begins and how long it is."""
-    height, width = padded.shape
-    flat = padded.ravel()
+    height, width = labels.shape
+    flat = labels.ravel()
     start, length = np.zeros(n + 1, dtype=np.int64), np.zeros(n + 1, dtype=np.int64)
-    corners = np.empty((_count_sides(padded, n), 2), dtype=np.int32)
+    corners = np.empty((_count_sides(labels, n), 2), dtype=np.int32)
     walked = np.zeros(len(flat), dtype=np.bool_)  # the upper side of the pixel
     upper = np.zeros((width + 7) // 8 * 8, dtype=np.bool_)
     eights = upper.view(np.uint64)
     end = 0
     for y in range(1, height - 1):
-        row, above = padded[y], padded[y - 1]
+        row, above = labels[y], labels[y - 1]
         for x in range(width):
             upper[x] = (row[x] != above[x]) & (row[x] > 0) & (row[x] <= n)
         for eight in range(len(eights)):
@@ -70,11 +73,11 @@ def _walk_all(padded: npt.NDArray[np.int32], n: int) -> tuple[npt.NDArray[np.int
 
 
 @compiled
-def _count_sides(padded: npt.NDArray[np.int32], n: int) -> int:
+def _count_sides(labels: npt.NDArray[np.int32], n: int) -> int:
     """Return how many sides of pixels labelled 1 to n lie between two labels; outlines have as many left as right."""
     count = 0
-    for y in range(1, len(padded)):
-        row, above = padded[y], padded[y - 1]
+    for y in range(1, len(labels)):
+        row, above = labels[y], labels[y - 1]
         for x in range(1, len(row)):
             own = (row[x] > 0) & (row[x] <= n)
             count += own & (row[x] != above[x])
@@ -96,23 +99,26 @@ def _walk(
     Returns where the writing ended.
     """
     label, pixel, side = flat[start], start, 0
-    x, y = start % width - 1, start // width - 1
+    x, y = start % width, start // width
     along, down = 1, 0  # the direction of the side: right, down, left, up
+    ahead, outwards = 1, -width  # steps in the image along the side, and to what lies beyond it
     while True:
         corners[end, 0], corners[end, 1] = x, y
         end += 1
         walked[pixel] |= side == 0
         x += along
         y += down
-        front = pixel + down * width + along
-        diagonal = front - along * width + down
-        # without branches: which way it turns cannot be guessed
+        front = pixel + ahead
+        diagonal = front + outwards
+        # both are read before it is known which one counts: which way it turns cannot be guessed
         outside = flat[front] != label
         straight = flat[diagonal] != label
         pixel = pixel if outside else (front if straight else diagonal)
-        turn = 1 if outside else (0 if straight else -1)
-        side = (side + turn) & 3
-        along, down = (along if turn == 0 else -turn * down), (down if turn == 0 else turn * along)
+        if outside:
+            side, along, down, ahead, outwards = side + 1, -down, along, -outwards, ahead
+        elif not straight:
+            side, along, down, ahead, outwards = side - 1, down, -along, outwards, -ahead
+        side &= 3
         if pixel == start and side == 0:
             return end
 

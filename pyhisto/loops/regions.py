@@ -10,86 +10,17 @@ import numpy.typing as npt
 
 from pyhisto.loops.compiled import compiled
 
-__all__ = ["claim", "expanded", "nearest_label", "renumbered", "ways_down"]
+__all__ = ["claim", "expanded", "renumbered", "ways_down"]
 
 Labels: TypeAlias = npt.NDArray[np.int32]
 Distances: TypeAlias = npt.NDArray[Any]
+Places: TypeAlias = npt.NDArray[np.int64]
 
-_OPEN, _STAYS, _CUT = 0, 1, 2
-"""Of a grown pixel: not decided yet; of its label; between two labels."""
+_UP, _LEFT, _RIGHT, _DOWN = 1, 2, 4, 8
+"""Bits of a grown pixel that waits: which neighbours take it away, should they stay themselves."""
 
-
-def nearest_label(labels: Labels, reach: int) -> tuple[Labels, Distances]:
-    """Return the nearest labelled pixel's label, int32 (H, W), and squared distance, px², uint16 or uint32 (H, W).
-
-    First along the columns, then along the rows (Saito and Toriwaki 1994). Exact up to `reach`; beyond it the distance
-    is more than its square, and the label any or none.
-    """
-    # squared distance and sideways step in one number: the least is the nearest, leftmost pixel
-    return _nearest_below(labels, reach, (2 * reach + 2) ** 2)
-
-
-def _nearest_below(labels: Labels, reach: int, limit: int) -> tuple[Labels, Distances]:
-    """Return what :func:`nearest_label` does, with 0 for the label where the squared distance is not below a limit."""
-    bits = (2 * reach).bit_length()
-    small = 2 * (reach + 1) ** 2 << bits < 1 << 16
-    steps = np.empty(labels.shape, dtype=np.uint16 if small else np.uint32)
-    owner = _nearest_in_column(labels, steps, reach + 1)
-    return _nearest_in_row(steps, owner, reach, bits, limit), steps
-
-
-@compiled
-def _nearest_in_column(labels: Labels, steps: Distances, far: int) -> Labels:
-    """Write how far above or below the nearest labelled pixel is, at most `far`; return its label."""
-    height, width = labels.shape
-    number = steps.dtype.type
-    most, owner = number(far), labels.copy()
-    for x in range(width):
-        steps[0, x] = number(0) if owner[0, x] != 0 else most
-    for y in range(1, height):
-        here, above, mine, its = steps[y], steps[y - 1], owner[y], owner[y - 1]
-        for x in range(width):
-            step = number(above[x] + number(1)) if above[x] < most else most
-            here[x] = step if mine[x] == 0 else number(0)
-            mine[x] = its[x] if mine[x] == 0 else mine[x]
-    for y in range(height - 2, -1, -1):
-        here, below, mine, its = steps[y], steps[y + 1], owner[y], owner[y + 1]
-        for x in range(width):
-            step = number(below[x] + number(1))
-            nearer = step < here[x]
-            here[x] = step if nearer else here[x]
-            mine[x] = its[x] if nearer else mine[x]
-    return owner
-
-
-@compiled
-def _nearest_in_row(steps: Distances, owner: Labels, reach: int, bits: int, limit: int) -> Labels:
-    """Return the label of the nearest pixel, 0 from a limit on; make squared distances of the steps in the columns."""
-    height, width = steps.shape
-    number = steps.dtype.type
-    mask = (1 << bits) - 1
-    column = np.empty(width + 2 * reach, dtype=steps.dtype)
-    for x in range(len(column)):
-        column[x] = number((reach + 1) ** 2 << bits)
-    best = np.empty(width, dtype=steps.dtype)
-    out = np.empty((height, width), dtype=np.int32)
-    for y in range(height):
-        here, mine, its, middle = steps[y], out[y], owner[y], column[reach : reach + width]
-        for x in range(width):
-            middle[x] = number((here[x] * here[x]) << bits)
-            best[x] = number(middle[x] + number(reach))
-        for step in range(1, reach + 1):
-            before, behind = column[reach - step : reach - step + width], column[reach + step : reach + step + width]
-            less, more = number((step * step << bits) + reach - step), number((step * step << bits) + reach + step)
-            for x in range(width):
-                a, b = number(before[x] + less), number(behind[x] + more)
-                nearer = a if a < b else b
-                best[x] = nearer if nearer < best[x] else best[x]
-        for x in range(width):
-            key = np.int64(best[x])
-            here[x] = number(key >> bits)
-            mine[x] = its[x + (key & mask) - reach] if key >> bits < limit else 0
-    return out
+_STAYS, _CUT = 0, 16
+"""Of a pixel that waits no longer: of its label; between two labels."""
 
 
 def expanded(labels: Labels, radius: float) -> Labels:
@@ -99,75 +30,163 @@ def expanded(labels: Labels, radius: float) -> Labels:
     where two floods that rise with the distance would meet.
     """
     # whole numbers below it are less than the square
-    grown, distance = _nearest_below(labels, math.ceil(radius), math.ceil(radius * radius))
+    grown, distance = _nearest(labels, math.ceil(radius), math.ceil(radius * radius))
     _part(grown, distance)
     return grown
+
+
+def _nearest(labels: Labels, reach: int, limit: int) -> tuple[Labels, Distances]:
+    """Return the nearest labelled pixel's label, int32 (H, W), and squared distance, px², uint16 or uint32 (H, W).
+
+    First along the columns, then along the rows (Saito and Toriwaki 1994). Exact up to `reach`; beyond it the distance
+    is more than its square. The label is 0 where the squared distance is not below a limit.
+    """
+    # squared distance and sideways step in one number: the least is the nearest, leftmost pixel
+    bits = (2 * reach).bit_length()
+    small = 2 * (reach + 1) ** 2 << bits < 1 << 16
+    steps = np.empty(labels.shape, dtype=np.uint16 if small else np.uint32)
+    owner = _nearest_in_column(labels, steps, reach + 1, int(np.iinfo(steps.dtype).max) // 2 + 1)
+    return _nearest_in_row(steps, owner, reach, bits, limit), steps
+
+
+@compiled
+def _nearest_in_column(labels: Labels, steps: Distances, far: int, flag: int) -> Labels:
+    """Write how far above or below the nearest labelled pixel is, at most `far`; return its label.
+
+    What is nearer below has the bit `flag`. Values are read before they are chosen from, else nothing is vectorised.
+    """
+    height, width = labels.shape
+    number = steps.dtype.type
+    most, one, below_it, all_else = number(far), number(1), number(flag), number(flag - 1)
+    owner = np.empty((height, width), dtype=np.int32)
+    for x in range(width):
+        owner[0, x] = labels[0, x]
+        steps[0, x] = most if labels[0, x] == 0 else number(0)
+    for y in range(1, height):
+        here, above, own, mine, its = steps[y], steps[y - 1], labels[y], owner[y], owner[y - 1]
+        for x in range(width):
+            step = above[x]
+            step = number(step + one) if step < most else most
+            here[x] = step if own[x] == 0 else number(0)
+        for x in range(width):
+            label, nearest = own[x], its[x]
+            mine[x] = nearest if label == 0 else label
+    for y in range(height - 2, -1, -1):
+        here, below, mine, its = steps[y], steps[y + 1], owner[y], owner[y + 1]
+        for x in range(width):
+            step, known = number(number(below[x] & all_else) + one), here[x]
+            here[x] = number(step | below_it) if step < known else known
+        for x in range(width):
+            label, nearest = mine[x], its[x]
+            mine[x] = nearest if here[x] >= below_it else label
+    return owner
+
+
+@compiled
+def _nearest_in_row(steps: Distances, owner: Labels, reach: int, bits: int, limit: int) -> Labels:
+    """Return the label of the nearest pixel, 0 from a limit on; make squared distances of the steps in the columns."""
+    height, width = steps.shape
+    number = steps.dtype.type
+    mask, shift, no_flag = number((1 << bits) - 1), number(bits), number((1 << (8 * steps.itemsize - 1)) - 1)
+    column = np.empty(width + 2 * reach, dtype=steps.dtype)
+    for x in range(len(column)):
+        column[x] = number((reach + 1) ** 2 << bits)
+    best = np.empty(width, dtype=steps.dtype)
+    out = np.empty((height, width), dtype=np.int32)
+    for y in range(height):
+        here, mine, its, middle = steps[y], out[y], owner[y], column[reach : reach + width]
+        for x in range(width):
+            step = number(here[x] & no_flag)
+            middle[x] = number((step * step) << bits)
+            best[x] = number(middle[x] + number(reach))
+        for away in range(1, reach + 1):
+            before, behind = column[reach - away : reach - away + width], column[reach + away : reach + away + width]
+            less, more = number((away * away << bits) + reach - away), number((away * away << bits) + reach + away)
+            for x in range(width):
+                a, b = number(before[x] + less), number(behind[x] + more)
+                nearer = a if a < b else b
+                best[x] = nearer if nearer < best[x] else best[x]
+        for x in range(width):
+            here[x] = number(best[x] >> shift)
+            best[x] = number(best[x] & mask)
+        for x in range(width):
+            mine[x] = its[x + np.int64(best[x]) - reach]
+        for x in range(width):
+            label = mine[x]
+            mine[x] = label if here[x] < limit else 0
+    return out
 
 
 @compiled
 def _part(grown: Labels, distance: Distances) -> None:
     """Put lines of 0 between labels that grew until they met."""
-    state = np.full(grown.size, _STAYS, dtype=np.uint8)
-    order = _borders(grown, distance, state)
+    state = np.empty(grown.size, dtype=np.uint8)
+    waiting = _rivals(grown, distance, state)
+    _decide(state, waiting, grown.shape[1])
     flat = grown.ravel()
-    _decide(flat, distance.ravel(), state, order, grown.shape[1])
-    for p in order:
+    for p in waiting:
         flat[p] = flat[p] if state[p] == _STAYS else 0
 
 
 @compiled
-def _borders(grown: Labels, distance: Distances, state: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    """Return the grown pixels beside another label, in raster order, and mark them as open."""
+def _rivals(grown: Labels, distance: Distances, state: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+    """Write which neighbours of a grown pixel have another label and come before it; return those that have any.
+
+    What is nearer to its label comes first, then what comes first in raster order.
+    """
     height, width = grown.shape
     found = np.empty(grown.size, dtype=np.uint32)
-    beside = np.zeros((width + 7) // 8 * 8, dtype=np.bool_)
-    eights = beside.view(np.uint64)
+    bits = np.zeros((width + 7) // 8 * 8, dtype=np.uint8)
+    eights = bits.view(np.uint64)
     n = 0
     for y in range(height):
-        own, far = grown[y], distance[y]
-        up, down = grown[max(y - 1, 0)], grown[min(y + 1, height - 1)]
+        own, far, above, below = grown[y], distance[y], max(y - 1, 0), min(y + 1, height - 1)
+        bits[:] = 0
+        _note(bits[:width], own, far, grown[above], distance[above], 0, _UP)
+        _note(bits[:width], own, far, grown[below], distance[below], 1, _DOWN)
+        _note(bits[1:width], own[1:], far[1:], own[:-1], far[:-1], 0, _LEFT)
+        _note(bits[: width - 1], own[:-1], far[:-1], own[1:], far[1:], 1, _RIGHT)
         for x in range(width):
-            beside[x] = ((up[x] != own[x]) & (up[x] != 0)) | ((down[x] != own[x]) & (down[x] != 0))
-        for x in range(1, width):
-            beside[x] |= (own[x - 1] != own[x]) & (own[x - 1] != 0)
-        for x in range(width - 1):
-            beside[x] |= (own[x + 1] != own[x]) & (own[x + 1] != 0)
+            state[y * width + x] = bits[x]
         for eight in range(len(eights)):
             if eights[eight] != 0:
-                for x in range(8 * eight, min(8 * eight + 8, width)):
-                    if beside[x] and own[x] != 0 and far[x] > 0:
-                        found[n] = y * width + x
-                        state[found[n]] = _OPEN
-                        n += 1
+                for x in range(8 * eight, 8 * eight + 8):
+                    found[n] = y * width + x
+                    n += bits[x] != 0
     return found[:n].copy()
 
 
 @compiled
-def _decide(
-    label: Labels, far: Distances, state: npt.NDArray[np.uint8], open_ones: npt.NDArray[np.uint32], wide: int
+def _note(
+    bits: npt.NDArray[np.uint8], own: Labels, far: Distances, other: Labels, others: Distances, by: int, bit: int
 ) -> None:
-    """Cut every open pixel that has a neighbour of another label which comes before it and stays.
+    """Write a bit where the other pixel has another label, and its distance is less by `by` at least."""
+    number = far.dtype.type
+    more, none = number(by), number(0)
+    for x in range(len(own)):
+        grown = (own[x] != 0) & (far[x] > none)
+        rival = (other[x] != 0) & (own[x] != other[x]) & (number(others[x] + more) <= far[x])
+        bits[x] |= np.uint8(bit) if grown & rival else np.uint8(0)
 
-    What is nearer comes first, then what comes first in raster order; a pixel waits until those are decided.
-    """
-    waiting = np.empty(len(open_ones) + 1, dtype=np.int64)
-    for start in open_ones:
-        waiting[0], depth = start, 1 if state[start] == _OPEN else 0
+
+@compiled
+def _decide(state: npt.NDArray[np.uint8], waiting: npt.NDArray[np.uint32], wide: int) -> None:
+    """Cut every waiting pixel one of whose rivals stays; a pixel waits until those are decided."""
+    stack = np.empty(len(waiting) + 1, dtype=np.int64)
+    for start in waiting:
+        stack[0], depth = start, 1 if _STAYS < state[start] < _CUT else 0
         while depth > 0:
-            p = waiting[depth - 1]
-            x = p % wide
-            # at the edge of the image a pixel is its own neighbour, which is no rival
-            up, left = p - wide if p >= wide else p, p - 1 if x > 0 else p
-            right, down = p + 1 if x + 1 < wide else p, p + wide if p + wide < len(label) else p
-            found = _STAYS
-            for q in (up, left, right, down):
-                rival = label[q] != 0 and label[q] != label[p] and (far[q] < far[p] or (far[q] == far[p] and q < p))
-                if rival and state[q] == _STAYS:
-                    found = _CUT
-                    break
-                if rival and state[q] == _OPEN:
-                    found, waiting[depth] = _OPEN, q
-            if found == _OPEN:
+            p = stack[depth - 1]
+            rivals, found = state[p], _STAYS
+            for bit, step in ((_UP, -wide), (_LEFT, -1), (_RIGHT, 1), (_DOWN, wide)):
+                if rivals & bit:
+                    its = state[p + step]
+                    if its == _STAYS:
+                        found = _CUT
+                        break
+                    if its < _CUT:
+                        found, stack[depth] = rivals, p + step
+            if found == rivals:
                 depth += 1
             else:
                 state[p] = found
@@ -210,7 +229,7 @@ def _running(count: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return out
 
 
-def claim(low: Labels, way: npt.NDArray[np.int8], label: Labels, wanted: npt.NDArray[np.bool_], levels: int) -> None:
+def claim(low: Labels, way: npt.NDArray[np.int8], label: Labels, wanted: Places, levels: int) -> None:
     """Label the wanted pixels as a flood would that rises from the labels that are there (Meyer 1991).
 
     Over the 4-neighbours, lowest pixels first. A pixel from which the steepest way down leads to a label has that
@@ -226,14 +245,14 @@ def claim(low: Labels, way: npt.NDArray[np.int8], label: Labels, wanted: npt.NDA
     label
         int32 (H, W); 0 where it is not known yet. Written into; -1 is what no label reaches.
     wanted
-        bool (H, W).
+        Indices into the flat image, int64 (n,), in raster order.
     levels
         Number of levels.
     """
     wide = low.shape[1]
     steps = np.array([0, -wide, -1, 1, wide])
-    levels_at, known = low.ravel(), label.ravel()
-    unclear = np.sort(_without_way(levels_at, way.ravel(), known, wanted.ravel(), steps))
+    levels_at, ways, known = low.ravel(), way.ravel(), label.ravel()
+    unclear = np.sort(_without_way(levels_at, ways, known, wanted, steps))
     if len(unclear):
         rim = np.unique(_labelled_beside(known, unclear, steps))
         _flood(levels_at, known, unclear, rim, steps, levels)
@@ -241,21 +260,14 @@ def claim(low: Labels, way: npt.NDArray[np.int8], label: Labels, wanted: npt.NDA
 
 @compiled
 def _without_way(
-    low: Labels,
-    way: npt.NDArray[np.int8],
-    label: Labels,
-    wanted: npt.NDArray[np.bool_],
-    steps: npt.NDArray[np.int64],
+    low: Labels, way: npt.NDArray[np.int8], label: Labels, wanted: Places, steps: npt.NDArray[np.int64]
 ) -> Labels:
     """Label the wanted pixels whose way leads to a label; mark by -1 and return all that a flood could come from."""
     unclear = np.empty(len(low), dtype=np.int32)
     n = 0
-    eights = wanted[: len(wanted) // 8 * 8].view(np.uint64)  # the last pixels are outside
-    for eight in range(len(eights)):
-        if eights[eight] != 0:
-            for p in range(8 * eight, 8 * eight + 8):
-                if wanted[p] and label[p] == 0 and low[p] >= 0 and not _follow(p, way, label, steps):
-                    n = _list_way(p, way, label, steps, unclear, n)
+    for p in wanted:
+        if label[p] == 0 and low[p] >= 0 and not _follow(p, way, label, steps):
+            n = _list_way(p, way, label, steps, unclear, n)
     i = 0
     while i < n:
         for step in steps:

@@ -21,7 +21,10 @@ def statistics(labels: npt.NDArray[Any], images: npt.NDArray[Any], n: int) -> Ta
 
     float64 (k, n, 6); NaN for labels without pixels, and for the deviation of a single one.
     """
-    sums = _sums(labels, labels, images, n)
+    sums = _no_sums(n, len(images))
+    ends = np.empty(labels.shape[1], dtype=np.int64)
+    for y in range(labels.shape[0] if labels.size else 0):
+        _add_row(sums, labels[y], labels[y], images[:, y], ends)
     out = np.empty((len(images), n, 6))
     for k in range(len(images)):
         for i in range(n):
@@ -35,7 +38,10 @@ def cell_statistics(nuclei: npt.NDArray[Any], cells: npt.NDArray[Any], images: n
 
     float64 (k, 3, n, 6). A nucleus must have the label of its cell.
     """
-    sums = _sums(nuclei, cells, images, n)
+    sums = _no_sums(n, len(images))
+    ends = np.empty(cells.shape[1], dtype=np.int64)
+    for y in range(cells.shape[0] if cells.size else 0):
+        _add_row(sums, nuclei[y], cells[y], images[:, y], ends)
     out = np.empty((len(images), 3, n, 6))
     for k in range(len(images)):
         for i in range(n):
@@ -48,29 +54,37 @@ def cell_statistics(nuclei: npt.NDArray[Any], cells: npt.NDArray[Any], images: n
 
 
 @compiled
-def _sums(
-    nuclei: npt.NDArray[Any], cells: npt.NDArray[Any], images: npt.NDArray[Any], n: int
-) -> npt.NDArray[np.float64]:
-    """Return sums over the pixels of nuclei and of the rest of their cells, float64 (n, 2, k, 6).
+def _no_sums(n: int, images: int) -> Table:
+    """Return sums over the pixels of n nuclei and of the rest of their cells, float64 (n, 2, k, 6).
 
     Number, first value, sum and squares of differences to it (so that the variance loses no digits), max and min.
     """
-    sums = np.zeros((n, 2, len(images), 6))
+    sums = np.zeros((n, 2, images, 6))
     sums[..., 4], sums[..., 5] = -math.inf, math.inf
-    for y in range(cells.shape[0]):
-        row, inner = cells[y], nuclei[y]
-        x = 0
-        while x < len(row):
-            label, begin = row[x], x
-            x += 1
-            if not 0 < label <= n:
-                continue
-            inside = inner[begin] > 0
-            while x < len(row) and row[x] == label and (inner[x] > 0) == inside:
-                x += 1
-            for k in range(len(images)):
-                _add(sums[label - 1, 0 if inside else 1, k], images[k, y, begin:x])
     return sums
+
+
+@compiled
+def _add_row(
+    sums: Table,
+    nuclei: npt.NDArray[Any],
+    cells: npt.NDArray[Any],
+    values: npt.NDArray[Any],
+    ends: npt.NDArray[np.int64],
+) -> None:
+    """Add a row of pixels, with the values of k images (k, W); `ends` is room for W numbers."""
+    runs = 0
+    for x in range(1, len(cells)):
+        ends[runs] = x
+        runs += (cells[x] != cells[x - 1]) | ((nuclei[x] > 0) != (nuclei[x - 1] > 0))
+    ends[runs] = len(cells)
+    begin = 0
+    for end in ends[: runs + 1]:
+        label = cells[begin]
+        if 0 < label <= len(sums):
+            for k in range(len(values)):
+                _add(sums[label - 1, 0 if nuclei[begin] > 0 else 1, k], values[k, begin:end])
+        begin = end
 
 
 @compiled

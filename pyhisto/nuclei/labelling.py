@@ -32,6 +32,9 @@ _LEAST_CONTRAST = 1e-4
 _LEVELS = 1 << 16
 """Steps of the nucleus probability in which basins are flooded."""
 
+_INNER = (slice(1, -1), slice(1, -1))
+"""An image without its border."""
+
 
 def label_nuclei(
     probability: FloatImage,
@@ -71,7 +74,7 @@ def label_nuclei(
     """
     nucleus = nucleus_probability(probability, pixel_size_um, postprocessing)
     peaks = find_peaks(nucleus, pixel_size_um, postprocessing, mask)
-    labels = label_peaks(nucleus, peaks, darkness, pixel_size_um, postprocessing)
+    labels = np.ascontiguousarray(label_peaks(nucleus, peaks, darkness, pixel_size_um, postprocessing))
     return labels, loops.votes(probability, labels, len(peaks))
 
 
@@ -127,35 +130,43 @@ def label_peaks(
     smooth = _blurred(darkness, _EDGE_SIGMA_PX)
     ground = _ground(smooth, within, corner)
     (top, bottom, _), (left, right, _) = (along.indices(length) for along, length in zip(part, shape, strict=True))
-    smooth = np.ascontiguousarray(smooth[part])
     inside = (peaks >= (top, left)).all(axis=1) & (peaks < (bottom, right)).all(axis=1)
     local = peaks[inside] - (top, left)
-    numbers = np.flatnonzero(inside) + 1
+    # from here on images have a border of one pixel, so that no pixel of the part lacks a neighbour
     low = loops.quantised(nucleus[part], within[part], _LEVELS)
     way = ways_down(low)
-    labelled = np.zeros(low.shape, dtype=np.int32)
-    territory = labelled[1:-1, 1:-1]
-    territory[local[:, 0], local[:, 1]] = numbers
-    wanted = np.zeros(low.shape, dtype=bool)
-    wanted[1:-1, 1:-1] = loops.disks(smooth.shape, local, core_radius)
-    claim(low, way, labelled, wanted, _LEVELS)
-    core = territory * wanted[1:-1, 1:-1]
-    offset = (corner[0] % _GROUND_BLOCK_PX + top, corner[1] % _GROUND_BLOCK_PX + left)
-    edge = loops.core_means(smooth, ground, core, n, _GROUND_BLOCK_PX, *offset).mean(axis=1) + _LEAST_CONTRAST
-    # a pixel can only be of a nucleus if it is darker than the edge of one within reach
-    np.greater(smooth, np.nanmin(edge, initial=np.inf), out=wanted[1:-1, 1:-1])
-    claim(low, way, labelled, wanted, _LEVELS)
-    labels = loops.opened(loops.stained_part(territory, core, smooth, edge), core)
-    return loops.whole_parts(labels, core, n)
+    labels, core = np.zeros(low.shape, dtype=np.int32), np.zeros(low.shape, dtype=np.bool_)
+    labels[_INNER][local[:, 0], local[:, 1]] = np.flatnonzero(inside) + 1
+    core[_INNER] = loops.disks((bottom - top, right - left), local, core_radius)
+    places = np.flatnonzero(core)
+    claim(low, way, labels, places, _LEVELS)
+    offset = (top - 1, left - 1)
+    middles = loops.core_means(smooth, offset, ground, _blocks(corner), labels, places, n)
+    edge = middles.mean(axis=1) + _LEAST_CONTRAST
+    # a pixel can only be of a nucleus if it is darker than the edge of one
+    wanted = core.copy()
+    wanted[_INNER] |= smooth[part] > np.nanmin(edge, initial=np.inf)
+    places = np.flatnonzero(wanted)
+    claim(low, way, labels, places, _LEVELS)
+    labels = loops.stained_part(labels, core, places, smooth, offset, edge)
+    loops.open_labels(labels, core)
+    loops.make_whole(labels, core, n)
+    return labels[_INNER]
 
 
 def _ground(smooth: FloatImage, within: Mask, corner: tuple[int, int]) -> FloatImage:
     """Return the blurred darkness of what is near no nucleus, float32, a value a block; 0 far from all of that."""
     side = _GROUND_BLOCK_PX
-    sums = loops.block_sums(smooth, within, side, corner[0] % side, corner[1] % side)
+    sums = loops.block_sums(smooth, within, _blocks(corner))
     weights = _gaussian(_GROUND_SIGMA_PX / side, _GROUND_REACH)
     total, count = loops.blur(sums[0], weights), loops.blur(sums[1], weights)
     return np.asarray(total / np.maximum(count, np.float32(1e-3 * side**2)))
+
+
+def _blocks(corner: tuple[int, int]) -> tuple[int, int, int]:
+    """Return the side of a block, and how far above and left of an image the first one begins, px."""
+    side = _GROUND_BLOCK_PX
+    return side, corner[0] % side, corner[1] % side
 
 
 def influence_px(pixel_size_um: float, postprocessing: Any) -> int:

@@ -22,6 +22,14 @@ def test_a_rectangle_by_hand() -> None:
     assert found.perimeters().tolist() == [10.0]
 
 
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (3, 4), (2, 0), (0, 3), (3, 2), (1, 2)])
+def test_a_pixel_anywhere_up_to_the_edge_of_the_image(row: int, column: int) -> None:
+    labels = np.zeros((4, 5), dtype=np.int32)
+    labels[row, column] = 1
+    corners = np.array([[1, 1], [0, 1], [0, 0], [1, 0]])  # clockwise, from the lower right one
+    np.testing.assert_array_equal(trace_labels(labels).xy, corners + np.array([column, row]))
+
+
 def test_outlines_enclose_exactly_their_pixels() -> None:
     labels = blobs()
     found = trace_labels(labels)

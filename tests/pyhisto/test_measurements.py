@@ -58,6 +58,11 @@ def test_intensities_by_hand() -> None:
     assert np.isnan(found["Nucleus: DAB OD mean"][[1, 3]]).all()
 
 
+def test_an_image_without_pixels_has_no_intensities() -> None:
+    found = measure_intensities(np.zeros((3, 0), dtype=np.int32), {"DAB OD": np.zeros((3, 0))}, 2)
+    assert np.isnan(found["DAB OD mean"]).all()
+
+
 def test_names_are_those_of_qupaths_cells() -> None:
     labels = np.zeros((40, 40), dtype=int)
     labels[15:25, 15:25] = 1
