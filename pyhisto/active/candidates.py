@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pyhisto.active.features import pooled_features, stain_features
 from pyhisto.active.grid import Grid, Overview
-from pyhisto.active.quality import QualitySettings, overview_quality
+from pyhisto.active.quality import Quality, overview_quality
 from pyhisto.active.regions import (
     Candidate,
     Ground,
@@ -51,6 +51,8 @@ class SlideView:
         Regions of earlier rounds.
     tiles
         Centres (n, 2) and features (n, d) of tiles by an encoder; colours and texture stand in for them if None.
+    quality
+        Where the overview is bad; looked for if None.
     """
 
     slide: str
@@ -60,6 +62,7 @@ class SlideView:
     stains: StainVectors = H_DAB
     taken: Sequence[Any] = ()
     tiles: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
+    quality: Quality | None = None
 
 
 def describe(view: SlideView, polygons: Sequence[Any]) -> npt.NDArray[np.float32]:
@@ -82,7 +85,6 @@ def candidates(
     settings: RegionSettings | None = None,
     *,
     frequencies: npt.NDArray[np.float64] | None = None,
-    quality: QualitySettings | None = None,
     seed: int = 0,
 ) -> list[Candidate]:
     """Return regions of a slide that could be looked at; they overlap neither each other nor those taken.
@@ -97,8 +99,6 @@ def candidates(
         What they look like.
     frequencies
         Of the classes over all slides, for rarity (:func:`pyhisto.active.scores.class_frequencies`).
-    quality
-        What is bad.
     seed
         For random ones; give each slide and each round its own.
 
@@ -110,7 +110,7 @@ def candidates(
     settings = settings or RegionSettings()
     rng = np.random.default_rng(seed)
     grid = Grid.of(view.maps[0]) if view.maps else view.overview.grid.coarser(COLD_UM)
-    found = overview_quality(view.overview, view.tissue, quality)
+    found = view.quality or overview_quality(view.overview, view.tissue)
     reasons = {"pen": found.pen, "fold": found.fold, "blur": found.blur, "bad": found.bad}
     flaws = {name: grid.sample(mask, found.grid, outside=False) for name, mask in reasons.items()}
     ground = Ground(grid.inside(view.tissue), flaws["bad"], grid.touched(view.taken), grid.um)

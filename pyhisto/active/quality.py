@@ -27,6 +27,12 @@ ROUNDING = 20 / 36
 FOLD_UM = 16.0
 """Smoothing of colours before a fold is looked for, µm."""
 
+AROUND_UM = 250.0
+"""What lies around a fold: weights of a Gaussian with this standard deviation, µm."""
+
+LEAST_DENSITY = 1e-3
+"""Optical density of less is none."""
+
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
@@ -38,7 +44,10 @@ class QualitySettings:
     Attributes
     ----------
     fold_density
-        Tissue so many times as dense as the middle of all, in every colour, may be a fold (a pleat has three layers).
+        A fold is at least so many times as dense as the tissue around it, in every colour: it lies double, a pleat
+        threefold, and some of that is lost where it is smoothed.
+    fold_colour
+        The three ratios differ by no more than this factor: more layers of a tissue have its colour.
     min_fold_um2
         Smaller ones are dense nuclei.
     blur_um
@@ -47,7 +56,8 @@ class QualitySettings:
         Over which sharpness is judged.
     """
 
-    fold_density: float = 2.0
+    fold_density: float = 1.75
+    fold_colour: float = 1.3
     min_fold_um2: float = 4_000.0
     blur_um: float | None = None
     window_um: float = 128.0
@@ -79,10 +89,13 @@ class Quality:
 def overview_quality(overview: Overview, tissue: Sequence[Any], settings: QualitySettings | None = None) -> Quality:
     """Return where an overview shows pen, folds or blur.
 
-    Folds: both saturation - intensity (Kothari et al. 2013, J Pathol Inform 4:22) and the density in every colour stand
-    out from the tissue. Blur: the variance of the Laplacian (Pech-Pacheco et al. 2000) against that of the grey values;
-    a texture smoothed by a Gaussian of s pixels has a ratio of 2 / s**4. An overview shows only blur that is wider than
-    its pixels.
+    Folds: the optical density is a multiple of that of the tissue around, the same in every colour, since light passes
+    more layers of it (Lambert-Beer); one threshold for a whole slide, as of saturation - intensity in Kothari et al.
+    (2013, J Pathol Inform 4:22), misses those in pale tissue. What lies around is the mean without what stands out
+    itself. A dense layer of the tissue's own colour is taken for a fold.
+
+    Blur: the variance of the Laplacian (Pech-Pacheco et al. 2000) against that of the grey values; a texture smoothed
+    by a Gaussian of s pixels has a ratio of 2 / s**4. An overview shows only blur that is wider than its pixels.
 
     Parameters
     ----------
@@ -108,23 +121,29 @@ def overview_quality(overview: Overview, tissue: Sequence[Any], settings: Qualit
     density = optical_density(coarse, (float(white[0]), float(white[1]), float(white[2])))
     pen = pen_mask(density)
     sound = grid.inside(tissue) & ~pen
-    fold = _folds(coarse, density, sound, grid.um, settings)
+    fold = _folds(density, sound, grid.um, settings)
     return Quality(pen, fold, _blurred(overview, sound, every, settings), grid)
 
 
-def _folds(rgb: npt.NDArray[np.uint8], density: Floats, tissue: Bools, um: float, settings: QualitySettings) -> Bools:
-    if not tissue.any():
-        return np.zeros_like(tissue)
-    smooth = np.stack([ndi.gaussian_filter(density[..., c], FOLD_UM / um) for c in range(3)])
-    middle = np.median(smooth[:, tissue], axis=1)
-    dense = (smooth > settings.fold_density * middle[:, None, None]).all(axis=0)
-    level = rgb.astype(np.float32) / 255
-    least, intensity = level.min(axis=2), level.mean(axis=2)
-    saturation = 1 - least / np.maximum(intensity, np.float32(1e-3))
-    index = ndi.gaussian_filter(saturation - intensity, FOLD_UM / um)
-    low, centre, high = np.percentile(index[tissue], [25, 50, 75])
-    fold = dense & (index > centre + (high - low)) & tissue
+def _folds(density: Floats, tissue: Bools, um: float, settings: QualitySettings) -> Bools:
+    smooth = _mean_around(density, tissue, FOLD_UM / um)
+    every = max(1, round(AROUND_UM / 8 / um))
+    calm, least, most = tissue, np.empty(0), np.empty(0)
+    for _ in range(2):
+        around = _mean_around(smooth[::every, ::every], calm[::every, ::every], AROUND_UM / (um * every))
+        around = around.repeat(every, axis=0).repeat(every, axis=1)[: tissue.shape[0], : tissue.shape[1]]
+        ratio = np.maximum(smooth, 0) / np.maximum(around, LEAST_DENSITY)
+        least, most = ratio.min(axis=2), ratio.max(axis=2)
+        calm = tissue & (least < (1 + settings.fold_density) / 2)
+    fold = tissue & (least > settings.fold_density) & (most < settings.fold_colour * least)
     return np.asarray(remove_small_objects(fold, max_size=int(settings.min_fold_um2 / um**2)))
+
+
+def _mean_around(density: Floats, mask: Bools, sigma: float) -> Floats:
+    """Return the mean of densities of a mask around each pixel, weighted by a Gaussian; 0 far from all."""
+    weight = ndi.gaussian_filter(mask.astype(np.float32), sigma)
+    sums = np.stack([ndi.gaussian_filter(np.where(mask, density[..., c], 0), sigma) for c in range(3)], axis=2)
+    return np.asarray(sums / np.maximum(weight, np.float32(1e-6))[..., None])
 
 
 def _blurred(overview: Overview, tissue: Bools, every: int, settings: QualitySettings) -> Bools:

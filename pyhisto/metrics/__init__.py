@@ -50,6 +50,7 @@ from pyhisto.metrics.instances import (
 from pyhisto.metrics.intervals import (
     Interval,
     bootstrap_interval,
+    jackknife_interval,
     mean_interval,
     ratio_interval,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "expected_calibration_error",
     "hausdorff_um",
     "icc_2_1",
+    "jackknife_interval",
     "ki67_index",
     "lin_concordance",
     "match_instances",

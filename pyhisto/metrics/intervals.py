@@ -8,10 +8,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.special
 
 from pyhisto.errors import ConfigError
 
-__all__ = ["Interval", "bootstrap_interval", "mean_interval", "ratio_interval"]
+__all__ = [
+    "FEWEST_PATIENTS",
+    "Interval",
+    "bootstrap_interval",
+    "jackknife_error",
+    "jackknife_interval",
+    "mean_interval",
+    "ratio_interval",
+]
+
+FEWEST_PATIENTS = 3
+"""Of fewer patients Student's t says nothing that is of use: its factor is 12.7 for two, 4.3 for three."""
 
 
 @dataclass(frozen=True)
@@ -78,20 +90,11 @@ def bootstrap_interval(
     Percentile limits are too narrow where patients are few: of normal means they hold the truth in 82 % of studies of
     5 patients, 91 % of 10 and 93 % of 40.
     """
-    sums = np.asarray(sums, dtype=np.float64)
-    if sums.ndim != 2 or len(sums) != len(patients):
-        raise ConfigError(f"{len(patients)} patients for counts of shape {sums.shape}", expected="one for each image")
-    if not np.isfinite(sums).all():
-        raise ConfigError(
-            f"{int((~np.isfinite(sums)).any(axis=1).sum())} of {len(sums)} images have no finite figure",
-            expected="finite numbers",
-            remedy="leave them out and say so",
-        )
+    sums = _checked(sums, patients)
     if len(sums) == 0:
         return Interval(float("nan"), float("nan"), float("nan"), 0, "no patients")
-    names, place = np.unique([str(patient) for patient in patients], return_inverse=True)
-    n = len(names)
-    by_patient = np.column_stack([np.bincount(place, weights=column, minlength=n) for column in sums.T])
+    by_patient = _by_patient(sums, patients)
+    n = len(by_patient)
     value = float(statistic(by_patient.sum(axis=0, keepdims=True))[0])
     if n == 1:
         return Interval(value, float("nan"), float("nan"), 1, "no interval from one patient")
@@ -105,6 +108,56 @@ def bootstrap_interval(
         return Interval(value, float("nan"), float("nan"), n, method)
     low, high = (float(limit) for limit in np.quantile(defined, [0.025, 0.975]))
     return Interval(value, low, high, n, method)
+
+
+def jackknife_interval(
+    sums: npt.NDArray[Any],
+    patients: Sequence[Any] | npt.NDArray[Any],
+    statistic: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]],
+) -> Interval:
+    """Return a figure that is computed from summed counts, with an interval that is honest about few patients.
+
+    The figure is computed without each patient in turn; the pseudo-values ``n all - (n - 1) without`` of n patients are
+    taken for independent figures (Tukey 1958), so that the interval about the figure is that of Student's t with n - 1
+    degrees of freedom (Miller 1974, "The jackknife - a review", Biometrika 61:1-15). Of a mean it is the usual one.
+
+    Parameters
+    ----------
+    sums, patients, statistic
+        As in :func:`bootstrap_interval`.
+
+    Returns
+    -------
+    Interval
+        The limits are NaN below :data:`FEWEST_PATIENTS`, or where a figure without one patient is none; `method` says
+        so.
+
+    Raises
+    ------
+    ConfigError
+        If there is not one patient for each image, or a count is NaN or infinite.
+    """
+    sums = _checked(sums, patients)
+    nan = float("nan")
+    if len(sums) == 0:
+        return Interval(nan, nan, nan, 0, "no patients")
+    by_patient = _by_patient(sums, patients)
+    n = len(by_patient)
+    whole = by_patient.sum(axis=0, keepdims=True)
+    value = float(statistic(whole)[0])
+    if n < FEWEST_PATIENTS:
+        return Interval(value, nan, nan, n, f"no interval from fewer than {FEWEST_PATIENTS} patients")
+    without = statistic(whole - by_patient)
+    if np.isnan(without).any():
+        return Interval(value, nan, nan, n, f"no interval: without one of {n} patients there is no figure")
+    half = float(scipy.special.stdtrit(n - 1, 0.975)) * jackknife_error(without)
+    return Interval(value, value - half, value + half, n, f"jackknife over {n} patients, Student's t")
+
+
+def jackknife_error(without: npt.NDArray[np.float64]) -> float:
+    """Return the standard error of a figure by what it is without each patient, float64 (n,) (Tukey 1958)."""
+    n = len(without)
+    return float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
 
 
 def mean_interval(
@@ -161,6 +214,26 @@ def ratio_interval(
     return bootstrap_interval(
         np.column_stack([numerators, denominators]), patients, _ratio, seed=seed, resamples=resamples
     )
+
+
+def _checked(sums: npt.NDArray[Any], patients: Sequence[Any] | npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return the counts of images as float64 (images, k), finite, one patient for each."""
+    sums = np.asarray(sums, dtype=np.float64)
+    if sums.ndim != 2 or len(sums) != len(patients):
+        raise ConfigError(f"{len(patients)} patients for counts of shape {sums.shape}", expected="one for each image")
+    if not np.isfinite(sums).all():
+        raise ConfigError(
+            f"{int((~np.isfinite(sums)).any(axis=1).sum())} of {len(sums)} images have no finite figure",
+            expected="finite numbers",
+            remedy="leave them out and say so",
+        )
+    return sums
+
+
+def _by_patient(sums: npt.NDArray[np.float64], patients: Sequence[Any] | npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return the counts of each patient, float64 (patients, k)."""
+    names, place = np.unique([str(patient) for patient in patients], return_inverse=True)
+    return np.column_stack([np.bincount(place, weights=column, minlength=len(names)) for column in sums.T])
 
 
 def _ratio(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -54,7 +54,7 @@ class View:
     stain_normalisation
         ``"macenko"`` gives tiles the stain colours and strengths of the training slides before the network sees them,
         ``"none"`` leaves them as they are; ``"auto"`` does the former where the slide has the same two stains, but in
-        clearly other colours or strengths.
+        clearly other colours or strengths, and never makes DAB or eosin stronger.
     classify
         ``"network"`` takes positive and negative from the network, ``"dab"`` from the mean DAB OD of the nucleus with a
         cut that the slide's own nuclei give; ``"auto"`` takes the latter where the bundle has a calibrated cut, or
@@ -136,7 +136,7 @@ def adapt(spec: ModelSpec, survey: Survey, view: View) -> Adaptation:
     }
     if ratio != 1:
         foreign.append("size of nuclei")
-    normalise = view.stain_normalisation == "macenko"
+    normalise = asked = view.stain_normalisation == "macenko"
     if spec.stains is not None:
         angle, strength = _stain_distance(survey.stains, spec.stains)
         measured |= {"stain_angle_deg": _number(angle), "stain_strength_ratio": _number(strength)}
@@ -148,7 +148,7 @@ def adapt(spec: ModelSpec, survey: Survey, view: View) -> Adaptation:
         unlike = angle > FOREIGN_ANGLE_DEG or strength > FOREIGN_STRENGTH
         normalise |= view.stain_normalisation == "auto" and comparable and unlike
     measured["stain_normalisation"] = "macenko" if normalise else "none"
-    lens = Lens(ratio, _colours(spec, survey) if normalise else None)
+    lens = Lens(ratio, _colours(spec, survey, whole=asked) if normalise else None)
     return Adaptation(lens, tuple(foreign), measured, notes)
 
 
@@ -189,11 +189,26 @@ def _size_ratio(spec: ModelSpec, survey: Survey, view: View) -> tuple[float, tup
 
 
 def _stain_distance(found: StainReference, trained: StainReference) -> tuple[float, float]:
-    """Return the greatest angle between stains that both show, and the greatest ratio of their strengths."""
-    both = [number for number in range(2) if found.shown[number] and trained.shown[number]]
-    angles = [angle_between(found.stains.vectors[i], trained.stains.vectors[i]) for i in both]
-    ratios = [abs(math.log(max(found.p99[i], 1e-3) / max(trained.p99[i], 1e-3))) for i in both]
+    """Return the greatest angle between stains that show, and the greatest ratio of strengths that can be compared."""
+    shown, comparable = _shown(found, trained), _comparable(found, trained)
+    angles = [angle_between(found.stains.vectors[i], trained.stains.vectors[i]) for i in range(2) if shown[i]]
+    ratios = [abs(math.log(found.p99[i] / trained.p99[i])) for i in range(2) if comparable[i]]
     return max(angles, default=0.0), math.exp(max(ratios, default=0.0))
+
+
+def _shown(found: StainReference, trained: StainReference) -> list[bool]:
+    """Return whether each of two stains shows on both sides."""
+    return [here and there for here, there in zip(found.shown, trained.shown, strict=True)]
+
+
+def _comparable(found: StainReference, trained: StainReference) -> list[bool]:
+    """Return whether a difference in the strength of each of two stains would be one of staining.
+
+    The first colours all tissue. Less of the second, DAB or eosin, is what a slide with fewer positive cells has as
+    well: making it stronger would make such cells up.
+    """
+    first, second = _shown(found, trained)
+    return [first, second and found.p99[1] >= trained.p99[1]]
 
 
 @dataclass(frozen=True)
@@ -213,22 +228,20 @@ class _Recolour:
         )
 
 
-def _colours(spec: ModelSpec, survey: Survey) -> _Recolour:
-    """Return what gives the slide the training slides' colours; a stain that one of them does not show stays."""
-    trained = spec.stains
+def _colours(spec: ModelSpec, survey: Survey, *, whole: bool) -> _Recolour:
+    """Return what gives a slide the training slides' colours; if not `whole`, only as far as these can be compared."""
+    found, trained = survey.stains, spec.stains
     if trained is None:
         raise ConfigError(
             "Macenko normalisation for a model that does not say how its training slides were stained",
             remedy="--stain-normalisation none",
         )
-    found = survey.stains
-    seen = [here and there for here, there in zip(found.shown, trained.shown, strict=True)]
-    vectors = [
-        own if both else known
-        for own, known, both in zip(found.stains.vectors, trained.stains.vectors, seen, strict=False)
-    ]
-    low, high = (own if both else known for own, known, both in zip(found.p99, trained.p99, seen, strict=True))
-    stains = replace(found.stains, vectors=tuple(vectors))
+    if whole:
+        return _Recolour(found, trained)
+    sides = zip(found.stains.vectors, trained.stains.vectors, _shown(found, trained), strict=True)
+    stains = replace(found.stains, vectors=tuple(own if shown else known for own, known, shown in sides))
+    strengths = zip(found.p99, trained.p99, _comparable(found, trained), strict=True)
+    low, high = (own if comparable else known for own, known, comparable in strengths)
     return _Recolour(StainReference(stains, (low, high)), trained)
 
 

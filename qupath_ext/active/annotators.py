@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import geopandas as gpd
@@ -19,7 +20,7 @@ from qupath_ext.frames import to_slide_frame
 if TYPE_CHECKING:
     from qupath_ext.active.loop import Loop, LoopSettings
 
-__all__ = ["chosen_answer", "cohen_kappa", "disagreements", "own_annotations"]
+__all__ = ["chosen_answer", "cohen_kappa", "decided", "disagreements", "disputes_of", "latest", "own_annotations"]
 
 
 def disagreements(loop: Loop, answers: Sequence[Answer], prefer: str) -> list[dict[str, Any]]:
@@ -70,6 +71,31 @@ def disagreements(loop: Loop, answers: Sequence[Answer], prefer: str) -> list[di
     ]
 
 
+def decided(loop: Loop, before: int, prefer: str) -> list[dict[str, Any]]:
+    """Return what rounds below `before` left undecided, and is decided by the one who is preferred now."""
+    out = []
+    for dispute in latest(d for one in loop.rounds() if one.number < before for d in disputes_of(one.record)):
+        fitting = [p for p in dispute["people"] if prefer and prefer in _called(p["who"], loop.paths[p["project"]])]
+        if dispute["chosen"] is None and len(fitting) == 1:
+            out.append({**dispute, "chosen": fitting[0]["region"]})
+    return out
+
+
+def disputes_of(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the disagreements that ``round.json`` holds; none before the round is collected."""
+    return list(record.get("collected", {}).get("disagreements", ()))
+
+
+def latest(disputes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the last that was said of each region, of disagreements from the oldest on."""
+    out: list[dict[str, Any]] = []
+    for dispute in disputes:
+        regions = {person["region"] for person in dispute["people"]}
+        out = [one for one in out if regions.isdisjoint(person["region"] for person in one["people"])]
+        out.append(dispute)
+    return out
+
+
 def _person(loop: Loop, answer: Answer, group: Sequence[Answer]) -> dict[str, Any]:
     """Return what is kept of one who went through a region."""
     alone = sum(other.image is answer.image for other in group) == 1
@@ -90,9 +116,12 @@ def chosen_answer(loop: Loop, group: Sequence[Answer], prefer: str) -> Answer | 
 
 def _names(loop: Loop, answer: Answer) -> list[str]:
     """Return what one who went through a region may be called."""
-    path = loop.paths[answer.image.number]
-    own = [answer.annotator] if answer.annotator else []
-    return [*own, path.parent.name, str(path.parent), str(path)]
+    return _called(answer.annotator, loop.paths[answer.image.number])
+
+
+def _called(annotator: str, project: Path) -> list[str]:
+    own = [annotator] if annotator else []
+    return [*own, project.parent.name, str(project.parent), str(project)]
 
 
 def own_annotations(answer: Answer, group: Sequence[Answer]) -> gpd.GeoDataFrame:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import shapely
 
+from qupath_ext.active.slides import LeftOut, unless_read
 from qupath_ext.frames import open_slide
-from qupath_ext.workflows.trainingdata import DONE, REJECTED, Source
+from qupath_ext.workflows.trainingdata import DONE, REGION, REJECTED, Source
 
 if TYPE_CHECKING:
-    from qupath_ext.active.loop import Loop
+    from qupath_ext.active.loop import Loop, Round
     from qupath_ext.present import PresentObjects
 
-__all__ = ["ANNOTATOR", "Answer", "AnsweredImage", "read_answers", "settled_regions", "shown_mpp"]
+__all__ = ["ANNOTATOR", "Answer", "AnsweredImage", "read_answers", "removed_regions", "settled_regions", "shown_mpp"]
 
 ANNOTATOR = "annotator"
 """Metadata of a region, or of an object in it, that names the person who went through it."""
@@ -95,6 +98,16 @@ class Answer:
         return float(self.polygon.area * np.prod(self.image.mpp) / 1e6)
 
     @property
+    def misnamed(self) -> str:
+        """What is wrong with the class of a region that is open for it; empty if nothing is."""
+        if self.answer != "open":
+            return ""
+        name = self.image.annotations.at[self.region, "classification"]
+        if pd.isna(name):
+            return "it has no class"
+        return "" if name == REGION else f"its class is {str(name)!r}"
+
+    @property
     def marked(self) -> str:
         """When a script in QuPath gave the answer, as it wrote it; empty if none did."""
         present = self.image.present.table
@@ -128,29 +141,83 @@ def settled_regions(loop: Loop, before: int) -> set[str]:
     }
 
 
-def read_answers(loop: Loop, number: int) -> list[Answer]:
+def read_answers(loop: Loop, number: int, left_out: LeftOut | None = None) -> list[Answer]:
     """Return what became of all regions of the rounds up to a number, but those that earlier rounds settled.
+
+    A region that was settled is read again beside one at the same place that was not: another person's, who is later.
+
+    Parameters
+    ----------
+    loop
+        The loop.
+    number
+        Of the last round.
+    left_out
+        Takes the images whose objects cannot be read: their regions wait.
 
     Raises
     ------
     ProjectError
-        If an image is not in its project any more, or cannot be read.
+        If an image cannot be read, and nothing takes it.
     """
-    settled = settled_regions(loop, number)
-    images: dict[tuple[int, str], AnsweredImage] = {}
+    images: dict[tuple[int, str], AnsweredImage | None] = {}
     out: list[Answer] = []
-    for one in loop.rounds():
-        if one.number > number or not one.has("proposals"):
-            continue
-        proposals = one.table("proposals")
-        for id_, row in proposals[~proposals.index.isin(settled)].iterrows():
+    for one, proposals in _unsettled(loop, number):
+        table = one.table("proposals")
+        places = set(zip(proposals["rank"], proposals["slide"], strict=True))
+        wanted = [place in places for place in zip(table["rank"], table["slide"], strict=True)]
+        for id_, row in table[wanted].iterrows():
             key = (int(row["project"]), str(row["entry_id"]))
             if key not in images:
-                project = loop.projects[key[0]]
-                entry = project.entry(int(key[1]))
-                images[key] = AnsweredImage(key[0], Source(project, entry), entry.read_present())
-            out += _answers(images[key], str(id_), one.number, row)
+                images[key] = _image(loop, *key, left_out)
+            image = images[key]
+            if image is not None:
+                out += _answers(image, str(id_), one.number, row)
     return out
+
+
+def _image(loop: Loop, project: int, entry_id: str, left_out: LeftOut | None) -> AnsweredImage | None:
+    """Return an image as it is now; None if it is not in its project any more, or cannot be read and is left out."""
+    source = _source(loop, project, entry_id)
+    if source is not None:
+        with unless_read(left_out, source):
+            return AnsweredImage(project, source, source.entry.read_present())
+    return None
+
+
+def removed_regions(loop: Loop, number: int) -> dict[str, dict[str, Any]]:
+    """Return what ``round.json`` says of the regions of these rounds whose image is not in its project any more."""
+    return {
+        str(id_): {
+            "round": one.number,
+            "rank": int(row["rank"]),
+            "project": int(row["project"]),
+            "entry_id": str(row["entry_id"]),
+            "answer": "gone",
+            "annotator": "",
+            "marked": "",
+            "area_mm2": round(float(row["area_mm2"]), 6),
+            "counts": {},
+        }
+        for one, proposals in _unsettled(loop, number)
+        for id_, row in proposals.iterrows()
+        if _source(loop, int(row["project"]), str(row["entry_id"])) is None
+    }
+
+
+def _unsettled(loop: Loop, number: int) -> Iterator[tuple[Round, gpd.GeoDataFrame]]:
+    """Yield the rounds up to a number with those of their proposals that no earlier round settled."""
+    settled = settled_regions(loop, number)
+    for one in loop.rounds():
+        if one.number <= number and one.has("proposals"):
+            proposals = one.table("proposals")
+            yield one, proposals[~proposals.index.isin(settled)]
+
+
+def _source(loop: Loop, project: int, entry_id: str) -> Source | None:
+    """Return an image; None if it is not in its project any more."""
+    owner = loop.projects[project]
+    return next((Source(owner, entry) for entry in owner.entries if entry.id == entry_id), None)
 
 
 def _answers(image: AnsweredImage, id_: str, number: int, row: Any) -> list[Answer]:

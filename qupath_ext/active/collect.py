@@ -4,7 +4,8 @@
 chosen, or empty), ``regions`` (by id: ``round``, ``rank``, ``project``, ``entry_id``, ``answer`` (``done``,
 ``rejected``, ``open`` or ``gone``), ``annotator``, ``marked`` (when), ``area_mm2``, ``counts`` by kind of correction),
 ``totals`` (counts over the regions that are done and count), ``disagreements`` (see
-:func:`qupath_ext.active.annotators.disagreements`).
+:func:`qupath_ext.active.annotators.disagreements`), ``left_out`` (images that could not be read; see
+:attr:`qupath_ext.active.slides.LeftOut.records`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import geopandas as gpd
 import pandas as pd
+import shapely
 
 from pyhisto.objects import load_objects
-from qupath_ext.active.annotators import disagreements, own_annotations
-from qupath_ext.active.answers import Answer, read_answers
+from qupath_ext.active.annotators import decided, disagreements, latest, own_annotations
+from qupath_ext.active.answers import Answer, read_answers, removed_regions, settled_regions
 from qupath_ext.active.corrections import KINDS, area_corrections, point_corrections, points_inside
 from qupath_ext.active.files import write_table
+from qupath_ext.active.slides import LABELS, LeftOut
 from qupath_ext.errors import ProjectError
 from qupath_ext.runs.diff import ImageDiff, diff_image
 from qupath_ext.runs.record import find_run
@@ -33,6 +36,9 @@ CORRECTION_COLUMNS = ("geometry", "region", "project", "entry_id", "kind", "befo
 """Columns of ``corrections.parquet``, a row for each object (cells: each point) of the regions that are done: where it
 is now (where it was, if deleted; of tissue, the area that changed), px of the image as QuPath shows it; id of the
 region, number of the project, id of the image; one of :data:`KINDS`; classes; and what it weighs in the training."""
+
+AREAS = (LABELS.training, LABELS.validation)
+"""Classes of areas to learn from, which are no classes of tissue or cells."""
 
 Say = Callable[[str], None]
 
@@ -53,7 +59,8 @@ def collect_round(loop: Loop, say: Say, *, minutes: float | None = None, prefer:
         How long it took a person; kept for the cost model. What an earlier call was given stays if it is None.
     prefer
         Whose answer counts where two persons went through the same region: the folder of a project, or an
-        ``annotator``; what an earlier call was given stays if it is empty.
+        ``annotator``; what an earlier call was given stays if it is empty. It also decides on regions that earlier
+        rounds left undecided.
 
     Raises
     ------
@@ -65,29 +72,28 @@ def collect_round(loop: Loop, say: Say, *, minutes: float | None = None, prefer:
         raise ProjectError(
             f"no round of the loop {loop.name!r} waits to be collected", remedy="qupath-ext active propose begins one"
         )
-    answers = read_answers(loop, one.number)
-    if not any(answer.answer in ("done", "rejected") for answer in answers):
-        raise ProjectError(
-            f"none of {len(answers)} regions is done",
-            expected="regions whose class a person set to Done* or Rejected*",
-            remedy="correct some in QuPath, set their class, and save",
-        )
+    unread = LeftOut(loop, say)
+    everyone = read_answers(loop, one.number, unread)
+    settled = settled_regions(loop, one.number)
+    answers = [answer for answer in everyone if answer.region not in settled]
+    regions = removed_regions(loop, one.number)
+    _check_any(loop, one, answers, len(regions))
     earlier = one.record.get("collected", {})
     prefer = prefer or earlier.get("prefer", "")
-    disputed = disagreements(loop, answers, prefer)
+    disputed = latest([*decided(loop, one.number, prefer), *disagreements(loop, everyone, prefer)])
     written = {
         number: load_objects(loop.round(number).folder / "predictions.parquet")
         for number in {answer.round for answer in answers}
     }
     tables = {
-        answer.region: _corrections(loop, answer, answers, written[answer.round])
+        answer.region: _corrections(loop, answer, everyone, written[answer.round])
         for answer in answers
         if answer.answer == "done"
     }
     left_out = {person["region"] for dispute in disputed for person in dispute["people"]}
     left_out -= {dispute["chosen"] for dispute in disputed}
     counts = {id_: table["kind"].value_counts() for id_, table in tables.items()}
-    regions = {answer.region: _described(answer, counts.get(answer.region)) for answer in answers}
+    regions |= {answer.region: _described(answer, counts.get(answer.region)) for answer in answers}
     counting = [table for id_, table in tables.items() if id_ not in left_out]
     totals = {kind: int(sum((table["kind"] == kind).sum() for table in counting)) for kind in KINDS}
     write_table(one.folder / "corrections.parquet", _together(list(tables.values())))
@@ -98,10 +104,31 @@ def collect_round(loop: Loop, say: Say, *, minutes: float | None = None, prefer:
             "regions": regions,
             "totals": totals,
             "disagreements": disputed,
+            "left_out": unread.records,
         }
     )
     _report(one, regions, totals, disputed, say)
+    _report_classes(loop, answers, say)
     return one
+
+
+def _check_any(loop: Loop, one: Round, answers: Sequence[Answer], removed: int) -> None:
+    """Refuse a round of which nothing is done."""
+    verdicts = [answer.answer for answer in answers]
+    if "done" in verdicts or "rejected" in verdicts:
+        return
+    number = len(verdicts) + removed
+    if "open" not in verdicts and number:
+        raise ProjectError(
+            f"all {number} regions were deleted",
+            remedy=f"take the round back with qupath-ext active rollback {loop.paths[0].parent} {one.number - 1}",
+        )
+    misnamed = sum(bool(answer.misnamed) for answer in answers)
+    raise ProjectError(
+        f"none of {number} regions is done" + (f", {misnamed} are of another class" if misnamed else ""),
+        expected="regions whose class a person set to Done* or Rejected*",
+        remedy="correct some in QuPath, set their class, and save",
+    )
 
 
 def _corrections(
@@ -178,3 +205,20 @@ def _report(
             f"  round {dispute['round']} #{dispute['rank']}: {' and '.join(who.values())}: {what} {figures}, "
             f"kappa {dispute['kappa']}; {outcome}"
         )
+
+
+def _report_classes(loop: Loop, answers: Sequence[Answer], say: Say) -> None:
+    """Say which classes do not mean what a person may think: those of open regions, and of objects in done ones."""
+    unknown: set[str] = set()
+    for answer in answers:
+        if answer.misnamed:
+            place = f"round {answer.round} #{answer.rank}"
+            say(f"  {place}: {answer.misnamed}, so it is open; set it to Done*, Rejected* or Region*")
+        elif answer.answer == "done":
+            annotations = answer.image.annotations
+            inside = annotations[shapely.intersects(annotations.geometry.to_numpy(), answer.polygon)]
+            names = set(inside["classification"].dropna()) - set(loop.settings.classes)
+            unknown |= {name for name in names if not name.endswith("*") and name not in AREAS}
+    if unknown:
+        named = ", ".join(repr(name) for name in sorted(unknown))
+        say(f"  classes that the loop does not learn: {named}; what has them is not learnt")

@@ -8,8 +8,10 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import scipy.special
 
 from pyhisto.errors import ConfigError
+from pyhisto.metrics.intervals import FEWEST_PATIENTS, jackknife_error
 
 __all__ = ["FEWEST", "MIN_GAIN", "Advice", "Expected", "PowerLaw", "advise", "expect", "fit_power_law", "mean_score"]
 
@@ -117,9 +119,11 @@ class Expected:
     now, then
         The curve after the last round and after the next.
     gain, low, high
-        The difference, with its 95 % interval; NaN limits where there is no interval.
+        The difference, with its 95 % interval; NaN limits where there is no interval, and `method` says why.
     curve
         The curve through the figures.
+    method
+        How the interval was made, in words.
     """
 
     now: float
@@ -128,14 +132,18 @@ class Expected:
     low: float
     high: float
     curve: PowerLaw
+    method: str
 
 
 def expect(x: Sequence[float], sums: Floats, patients: Sequence[str], after: float) -> Expected:
     """Return what spending more is expected to bring.
 
-    The interval comes of drawing whole patients with replacement, the same in all rounds, since all are judged by the
-    same patients, and fitting a curve to each draw; with more rounds than the curve has numbers, their scatter about
-    the curve is drawn as well.
+    Two things make the gain uncertain. That there are few patients: the curve is fitted without each of them in turn,
+    in all rounds, since all rounds are judged by the same ones (jackknife; see
+    :func:`pyhisto.metrics.jackknife_interval`). And that a round may have gone better or worse than the curve: as much
+    as the rounds scatter about it is drawn anew and fitted. The variances add up; Student's t has the degrees of
+    freedom of the sum (Satterthwaite 1946, "An approximate distribution of estimates of variance components",
+    Biometrics Bulletin 2:110-114). Limits stay in what a curve can do, which never falls and never passes 1.
 
     Parameters
     ----------
@@ -157,27 +165,49 @@ def expect(x: Sequence[float], sums: Floats, patients: Sequence[str], after: flo
     y = mean_score(sums.sum(axis=1))[None]
     curve = fit_power_law(spent, y)
     now, then = float(curve.at(spent[-1])[0]), float(curve.at(after)[0])
-    low = high = float("nan")
+    half, method = _half_width(spent, y, sums, patients, curve, after)
+    low, high = max(then - now - half, 0.0), min(then - now + half, 1 - now)
+    nan = float("nan")
+    return Expected(now, then, then - now, *((nan, nan) if np.isnan(half) else (low, high)), curve, method)
+
+
+def _half_width(
+    spent: Floats, y: Floats, sums: Floats, patients: Sequence[str], curve: PowerLaw, after: float
+) -> tuple[float, str]:
+    """Return half of the interval of the gain, and how it was made; NaN, and why there is none."""
     names, place = np.unique(list(patients), return_inverse=True)
-    if len(names) > 1:
-        rng = np.random.default_rng(0)
-        drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
-        scores = mean_score(np.einsum("di,rick->drck", drawn[:, place].astype(np.float64), sums))
-        free = len(spent) - FEWEST
-        if free:
-            scatter = float(np.sqrt(((curve.at(spent) - y) ** 2).sum() / free))
-            scores = scores + rng.normal(0, scatter, scores.shape)
-        scores = scores[np.isfinite(scores).all(axis=1)]
-        curves = fit_power_law(spent, scores)
-        low, high = (float(q) for q in np.quantile(curves.at(after) - curves.at(spent[-1]), [0.025, 0.975]))
-    return Expected(now, then, then - now, low, high, curve)
+    n = len(names)
+    if n < FEWEST_PATIENTS:
+        return float("nan"), f"no interval from fewer than {FEWEST_PATIENTS} patients"
+    free = len(spent) - (FEWEST if curve.b[0] > 1e-6 else 1)  # a level line has but one number
+    if free < 1:
+        return float("nan"), f"no interval before {FEWEST + 1} rounds: a curve has {FEWEST} numbers"
+    without = mean_score(np.stack([sums[:, place != one].sum(axis=1) for one in range(n)]))
+    if np.isnan(without).any():
+        return float("nan"), f"no interval: without one of {n} patients there is no figure"
+    scatter = float(np.sqrt(((curve.at(spent) - y) ** 2).sum() / free))
+    drawn = curve.at(spent) + np.random.default_rng(0).normal(0, scatter, (RESAMPLES, len(spent)))
+    of_patients = jackknife_error(_gains(spent, without, after)) ** 2
+    of_rounds = float(_gains(spent, drawn, after).var())
+    variance = of_patients + of_rounds
+    if variance == 0:
+        return 0.0, f"{n} patients and {len(spent)} rounds alike"
+    freedom = variance**2 / (of_patients**2 / (n - 1) + of_rounds**2 / free)
+    half = float(scipy.special.stdtrit(freedom, 0.975) * np.sqrt(variance))
+    return half, f"jackknife over {n} patients and scatter of {len(spent)} rounds, Student's t"
+
+
+def _gains(spent: Floats, scores: Floats, after: float) -> Floats:
+    """Return what curves through scores, float64 (n, rounds), say of the next round, float64 (n,)."""
+    curves = fit_power_law(spent, scores)
+    return curves.at(after) - curves.at(spent[-1])
 
 
 def advise(expected: Expected | None, least: float = MIN_GAIN) -> Advice:
     """Return whether another round is worth its time.
 
     ``"stop"`` if even the upper limit of the expected gain is less than `least`; ``"little to gain"`` if only the
-    expected gain is; else, and before there is a curve, ``"go on"``.
+    expected gain is, or there is no limit; else, and before there is a curve, ``"go on"``.
     """
     if expected is None or expected.gain >= least:
         return "go on"

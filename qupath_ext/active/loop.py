@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import geopandas as gpd
-from filelock import FileLock, Timeout
 
 from pyhisto.active.strategy import parse_strategy
 from pyhisto.config import from_mapping
 from pyhisto.dataset import Split, make_split
 from pyhisto.dataset.images import Part
 from pyhisto.errors import ConfigError
-from qupath_ext.active.files import damaged, read_record
-from qupath_ext.errors import FormatError, ProjectError
+from qupath_ext.active.files import damaged, locked, make_folder, read_record
+from qupath_ext.errors import FormatError, ProjectError, ProjectNotFoundError
 from qupath_ext.project import Project, open_project
 from qupath_ext.runs.record import now, write_json
 from qupath_ext.workflows.trainingdata import Source, gather, patient_of
@@ -220,7 +219,16 @@ class Loop:
         ProjectError
             If one cannot be opened.
         """
-        return [open_project(path, backend=self.backend) for path in self.paths]
+        return [self._opened(path) for path in self.paths]
+
+    def _opened(self, path: Path) -> Project:
+        try:
+            return open_project(path, backend=self.backend)
+        except ProjectNotFoundError as error:
+            raise ProjectError(
+                f"no project {path} of the loop {self.name!r}",
+                remedy=f"bring it back, or correct its path under projects in {self.folder / 'loop.json'}",
+            ) from error
 
     @property
     def rounds_folder(self) -> Path:
@@ -264,11 +272,17 @@ class Loop:
         return rounds[-1] if rounds else None
 
     def begin_round(self) -> Round:
-        """Make the folder of the next round with a record that says nothing but its number."""
+        """Make the folder of the next round with a record that says nothing but its number.
+
+        Raises
+        ------
+        ProjectError
+            If it cannot be written.
+        """
         latest = self.latest
         number = 1 if latest is None else latest.number + 1
         folder = self.rounds_folder / f"{number:02d}"
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         found = Round(folder, {"number": number, "begun": now()})
         found.save()
         return found
@@ -311,19 +325,10 @@ class Loop:
         Raises
         ------
         ProjectError
-            If another process is at work on it.
+            If another process is at work on it, or the folder cannot be written.
         """
-        lock = FileLock(self.folder / "lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ProjectError(
-                f"the loop {self.name!r} is being worked on by another process", remedy="wait for it, or stop it"
-            ) from error
-        try:
+        with locked(self.folder / "lock", f"the loop {self.name!r}"):
             yield
-        finally:
-            lock.release()
 
     def save(self) -> None:
         """Write ``loop.json``, all or nothing.
@@ -388,10 +393,7 @@ def start_loop(
         split = make_split(patients, fractions=fractions or {"validation": 0.2, "test": 0.2}, seed=settings.seed)
     if not patients & set(split.of_part("train")):
         raise ConfigError("no patient of the projects is to train on", expected="at least one", remedy="change --split")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ProjectError(f"{folder} cannot be made: {error.strerror}") from error
+    make_folder(folder)
     loop = Loop(folder, settings, split, tuple(p.path.resolve() for p in projects), projects[0].backend)
     loop.save()
     return loop

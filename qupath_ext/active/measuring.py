@@ -15,15 +15,13 @@ from pyhisto.bundle.files import Bundle
 from pyhisto.dataset import CellTask, TissueTask, TrainingImage
 from pyhisto.dataset.areas import annotated_areas
 from pyhisto.inference import PLAIN, predict_tissue
-from pyhisto.metrics import Interval, bootstrap_interval, polygon_confusion
-from pyhisto.tissue import TissueSettings, detect_tissue
+from pyhisto.metrics import Interval, jackknife_interval, polygon_confusion
+from pyhisto.objects import empty_objects
 from qupath_ext.active.curve import mean_score
 from qupath_ext.workflows.finetuning import judged_cells
-from qupath_ext.workflows.regions import TISSUE_MARGIN_UM
+from qupath_ext.workflows.regions import labelled_to_search
 
 __all__ = ["Counted", "count_images", "figure", "figures"]
-
-RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,9 @@ def _tissue(image: TrainingImage, model: Bundle, task: TissueTask) -> list[tuple
     if area.is_empty:
         return None
     with image.open() as slide:
-        tissue = detect_tissue(slide, TissueSettings(margin_um=TISSUE_MARGIN_UM)).union_all()
-        found = predict_tissue(slide, model, shapely.intersection(tissue, area), lens=image.lens or PLAIN)
+        region = labelled_to_search(slide, area)
+        lens = image.lens or PLAIN
+        found = empty_objects() if region.is_empty else predict_tissue(slide, model, region, lens=lens)
         um2 = math.prod(slide.mpp)
     number = {name: 1 + place for place, name in enumerate(task.classes)}
     table = um2 * polygon_confusion(
@@ -104,15 +103,18 @@ def _tissue(image: TrainingImage, model: Bundle, task: TissueTask) -> list[tuple
 
 
 def figure(counted: Sequence[Counted], classes: Sequence[str]) -> Interval:
-    """Return the mean Dice (or F1) of some classes over images taken together, with its interval over patients."""
+    """Return the mean Dice (or F1) of some classes over images taken together, with its interval over patients.
+
+    The interval is that of :func:`pyhisto.metrics.jackknife_interval`, cut at 0 and 1.
+    """
     sums = np.array([[one.by_class[name] for name in classes] for one in counted], dtype=np.float64)
     shape = (-1, len(classes), 3)
-    return bootstrap_interval(
+    found = jackknife_interval(
         sums.reshape(len(counted), 3 * len(classes)),
         [one.patient for one in counted],
         lambda drawn: mean_score(drawn.reshape(shape)),
-        resamples=RESAMPLES,
     )
+    return dataclasses.replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
 
 def figures(counted: Sequence[Counted], task: CellTask | TissueTask) -> dict[str, Any] | None:

@@ -181,9 +181,10 @@ def _cell(found: dict[str, Any] | None) -> str:
 def _method() -> str:
     return (
         '<p class="method">The patients to validate and to test on were set aside when the loop began and no round '
-        "learns from them; the advice rests on the former alone. Intervals of figures are bootstraps over patients. "
-        "The curve is y = a − b x<sup>−c</sup> through the rounds; the interval of what is expected comes of drawing "
-        f"patients and fitting anew. A round is worth its time from {MIN_GAIN:g} on.</p>"
+        "learns from them; the advice rests on the former alone. Intervals are Student's t over patients (jackknife), "
+        "and there is none of fewer than three. The curve is y = a − b x<sup>−c</sup> through the rounds; the interval "
+        f"of what is expected takes in how far they scatter about it. A round is worth its time from {MIN_GAIN:g} on."
+        "</p>"
     )
 
 

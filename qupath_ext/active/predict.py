@@ -12,7 +12,7 @@ import shapely
 from pyhisto.errors import ConfigError
 from pyhisto.inference import InferenceSettings
 from pyhisto.maps import Maps
-from pyhisto.nuclei import CellDetectionSettings, auto_settings, detect_cells
+from pyhisto.nuclei import CellDetectionSettings, detect_cells
 from pyhisto.nuclei.adapt import View
 from pyhisto.nuclei.survey import expected_stains
 from pyhisto.objects import concat_objects, empty_objects, make_objects
@@ -104,7 +104,7 @@ class Looker:
         survey = self._surveys.of(entry, slide, stains)
         sized, _ = sized_settings(CellDetectionSettings(cell_expansion_um=0.0), View(), survey)
         stains = stains or survey.stains.stains
-        automatic = auto_settings(slide, base=sized, stains=stains, region=tissue)
+        automatic = self._surveys.memory.settings(slide, base=sized, stains=stains, region=tissue)
         found = detect_cells(
             slide,
             automatic.settings,

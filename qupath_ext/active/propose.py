@@ -1,8 +1,9 @@
 """Choosing the regions of a round and putting them into the images.
 
 ``round.json`` says under ``chosen``, and again under ``proposed``: ``when``, ``strategy``, ``budget``, ``unit``
-(``mm²`` or ``minutes``), ``area_mm2``, ``regions`` (how many), ``model`` (``name``, ``path`` and ``sha256``, or null);
-under ``proposed`` also ``runs`` (the id of the run of each project, or null).
+(``mm²`` or ``minutes``), ``area_mm2``, ``regions`` (how many), ``model`` (``name``, ``path`` and ``sha256``, or null),
+``left_out`` (images that could not be read; see :attr:`qupath_ext.active.slides.LeftOut.records`); under ``proposed``
+also ``runs`` (the id of the run of each project, or null).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 
-from pyhisto.active.regions import RegionSettings
+from pyhisto.active.regions import Candidate, RegionSettings
 from pyhisto.active.select import Proposal, select
 from pyhisto.active.strategy import Strategy, parse_strategy
 from pyhisto.objects import concat_objects, empty_objects, make_objects, new_ids, save_objects
@@ -27,7 +28,7 @@ from qupath_ext.active.cost import loop_cost
 from qupath_ext.active.files import write_table
 from qupath_ext.active.models import current_models
 from qupath_ext.active.predict import editable
-from qupath_ext.active.slides import LoopSlide, loop_slides
+from qupath_ext.active.slides import LeftOut, LoopSlide, loop_slides, unless_read
 from qupath_ext.active.tiles import slide_bags
 from qupath_ext.active.view import SEEN, Viewer
 from qupath_ext.active.write import write_round
@@ -87,6 +88,8 @@ def propose_round(loop: Loop, options: ProposeOptions, say: Say, progress: Progr
     interrupted goes on with the regions that were chosen. A round whose regions are in the images is returned as it is
     until it was collected and trained.
 
+    A slide that cannot be read is left out, with a line and in the record; the budget goes to the others.
+
     A slide that several projects hold gets the same regions in each of them, for one person each.
 
     Parameters
@@ -103,7 +106,8 @@ def propose_round(loop: Loop, options: ProposeOptions, say: Say, progress: Progr
     Raises
     ------
     ProjectError
-        If the last round was collected and not trained, nothing is left to propose, or an image cannot be written.
+        If the last round was collected and not trained, no slide can be read, nothing is left to propose, or an image
+        cannot be written.
     ConfigError
         If the strategy or the budget cannot be used.
     """
@@ -138,25 +142,26 @@ def _choose(
     elif strategy.score == "bald" and len(models) == 1:
         strategy = dataclasses.replace(strategy, score="entropy")
         say(f"  one model cannot disagree: regions of this round are chosen by {strategy.name}")
-    slides = {slide.key: slide for slide in loop_slides(loop)}
+    left_out = LeftOut(loop, say)
+    slides = {slide.key: slide for slide in loop_slides(loop, left_out)}
     budget, unit, cost = _budget(loop, options)
     bags = {} if options.features is None else slide_bags(options.features, list(slides.values()))
-    viewer = Viewer(loop, one, models, strategy, bags, say, progress)
+    viewer = Viewer(loop, one, models, strategy, bags, say, left_out, progress)
     found, labelled = viewer.candidates(list(slides.values()), _region_settings(loop))
-    chosen = select(found, budget=budget, cost=cost, strategy=strategy, labelled=labelled if len(labelled) else None)
+    known = labelled if len(labelled) else None
+
+    def choose(candidates: Sequence[Candidate]) -> list[Proposal]:
+        return select(candidates, budget=budget, cost=cost, strategy=strategy, labelled=known)
+
+    chosen, filled = _chosen_and_filled(loop, slides, found, choose, viewer, left_out)
+    if left_out.records and all(left_out.has(slide.first) for slide in slides.values()):
+        raise left_out.nothing_left("to propose regions of")
     if not chosen:
         raise ProjectError(
             f"none of {len(found)} regions on {len(slides)} slides fits the budget of {budget:g} {unit}",
             expected="tissue that was not proposed yet, and a budget for a region",
             remedy="raise the budget, or add slides",
         )
-    proposals, predictions = [], [empty_objects()]
-    for key, slide in slides.items():
-        own = [proposal for proposal in chosen if proposal.slide == key]
-        if own:
-            regions, inside = _filled(loop, slide, own, viewer)
-            proposals.append(regions)
-            predictions.append(inside)
     one.save(
         chosen={
             "strategy": strategy.name,
@@ -165,10 +170,37 @@ def _choose(
             "area_mm2": round(sum(proposal.area_mm2 for proposal in chosen), 6),
             "regions": len(chosen),
             "model": models[0].record(one.folder) if models else None,
+            "left_out": left_out.records,
         }
     )
-    save_objects(one.folder / "predictions.parquet", concat_objects(predictions))
-    write_table(one.folder / "proposals.parquet", gpd.GeoDataFrame(pd.concat(proposals), geometry="geometry"))
+    save_objects(one.folder / "predictions.parquet", concat_objects([inside for _, inside in filled]))
+    regions = pd.concat([regions for regions, _ in filled])
+    write_table(one.folder / "proposals.parquet", gpd.GeoDataFrame(regions, geometry="geometry"))
+
+
+def _chosen_and_filled(
+    loop: Loop,
+    slides: Mapping[str, LoopSlide],
+    found: Sequence[Candidate],
+    choose: Callable[[Sequence[Candidate]], list[Proposal]],
+    viewer: Viewer,
+    left_out: LeftOut,
+) -> tuple[list[Proposal], list[tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]]]:
+    """Return the chosen ones of some candidates, and what fills them; what a slide costs that fails goes to others."""
+    chosen = choose(found)
+    filled = []
+    unread = set()
+    for key, slide in slides.items():
+        own = [proposal for proposal in chosen if proposal.slide == key]
+        if own:
+            unread.add(key)
+            with unless_read(left_out, *slide.sources):
+                filled.append(_filled(loop, slide, own, viewer))
+                unread.remove(key)
+    if unread:
+        others = [candidate for candidate in found if candidate.slide not in unread]
+        return _chosen_and_filled(loop, slides, others, choose, viewer, left_out)
+    return chosen, filled
 
 
 def _region_settings(loop: Loop) -> RegionSettings:

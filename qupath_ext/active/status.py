@@ -15,7 +15,9 @@ from qupath_ext.active.curve import FEWEST, MIN_GAIN, Advice, Expected, advise, 
 if TYPE_CHECKING:
     from qupath_ext.active.loop import Loop
 
-__all__ = ["ADVICE", "Axis", "Learnt", "Status", "expectation", "loop_status", "status_lines"]
+__all__ = ["ADVICE", "UNJUDGED", "Axis", "Learnt", "Status", "expectation", "loop_status", "status_lines"]
+
+UNJUDGED = "no patient to validate on: there will be no figures, no learning curve and no advice"
 
 ADVICE: dict[Advice, str] = {
     "go on": "go on",
@@ -194,7 +196,9 @@ def status_lines(loop: Loop) -> list[str]:
         for axis in status.axes
         if axis.expected is not None
     ]
-    if status.learnt and not status.judged:
+    if not loop.split.of_part("validation"):
+        lines.append(UNJUDGED)
+    elif status.learnt and not status.judged:
         lines.append("no figures: nothing is labelled on the patients to validate on; annotate them, each area in full")
     elif all(axis.expected is None for axis in status.axes):
         lines.append(f"no curve yet: it needs {FEWEST} rounds with figures")
@@ -208,9 +212,11 @@ def _round_line(one: Learnt) -> str:
     objects = ", ".join(f"{count} {kind}" for kind, count in added["objects"].items() if count) or "no objects"
     took = "" if added["minutes"] is None else f", {added['minutes']:g} min"
     figures = [f"{part} {_figure(found)}" for part in ("validation", "test") if (found := one.figure(part))]
+    unread = len(one.record.get("left_out", ()))
     return (
         f"round {one.number}: {added['regions']} regions, {added['area_mm2']:.3g} mm²{took}; {objects}; "
         f"{', '.join(figures) or 'no figures'}"
+        + (f"; without {unread} images that could not be read" if unread else "")
     )
 
 
@@ -225,8 +231,8 @@ def expectation(axis: Axis, metric: str) -> str:
     expected = axis.expected
     if expected is None:
         return ""
-    interval = "" if np.isnan(expected.high) else f" ({expected.low:+.3f} to {expected.high:+.3f})"
+    interval = expected.method if np.isnan(expected.high) else f"{expected.low:+.3f} to {expected.high:+.3f}"
     return (
         f"expected at {axis.after:.3g} {axis.name}: {metric} {expected.now:.3f} -> {expected.then:.3f}, "
-        f"{expected.gain:+.3f}{interval}; a round is worth it from {MIN_GAIN:+g}"
+        f"{expected.gain:+.3f} ({interval}); a round is worth it from {MIN_GAIN:+g}"
     )

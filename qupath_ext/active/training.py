@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from pyhisto.bundle.files import Bundle, load_bundle
-from pyhisto.dataset import CellTask, Split, TissueTask, TrainingImage, WeightedArea, write_split
+from pyhisto.dataset import CellTask, Split, TissueTask, TrainingImage, write_split
 from pyhisto.device import check_device
 from pyhisto.errors import ConfigError
-from pyhisto.objects import concat_objects, make_objects
 from qupath_ext.active.cost import answered
 from qupath_ext.active.loop import TRAINING, Loop, Round
 from qupath_ext.active.measuring import count_images, figures
-from qupath_ext.active.truth import truth_changes
+from qupath_ext.active.slides import LeftOut, unless_read
+from qupath_ext.active.truth import amended, truth_changes
 from qupath_ext.errors import ProjectError
-from qupath_ext.frames import to_slide_frame
 from qupath_ext.runs.record import write_json
 from qupath_ext.study import TrainStudy, load_train_study
 from qupath_ext.workflows.finetuning import seen_as_before
@@ -40,9 +39,6 @@ __all__ = ["TrainOptions", "round_images", "train_round"]
 
 MODEL, WORK = "model", "training"
 """Folders of a round: its bundle, and what its training keeps until it is done."""
-
-IGNORE = "Ignore*"
-"""Class of what is drawn over places where nothing is to be learnt."""
 
 Say = Callable[[str], None]
 
@@ -93,12 +89,13 @@ def train_round(
         What stands in ``rounds/NN/training.json``: ``model`` (``path``, as seen from the folder of the round, and
         ``sha256``; None where there was nothing to learn from), ``classes`` (those that were learnt), ``added`` by
         this round (see :func:`qupath_ext.active.cost.answered`), ``figures`` (``validation`` and ``test``; see
-        :func:`qupath_ext.active.measuring.figures`), and ``seconds``.
+        :func:`qupath_ext.active.measuring.figures`), ``left_out`` (images that could not be read; see
+        :attr:`qupath_ext.active.slides.LeftOut.records`), and ``seconds``.
 
     Raises
     ------
     ProjectError
-        If the round was not collected, or an image cannot be read.
+        If the round was not collected, or no image to train on can be read.
     TrainingError
         If the split leaks, or the training diverges.
     ConfigError
@@ -116,11 +113,15 @@ def train_round(
     began = time.perf_counter()
     study = _study(loop, options)
     task = _task(loop, study)
-    images = round_images(loop, number, study)
+    left_out = LeftOut(loop, say)
+    images = round_images(loop, number, study, left_out)
+    if left_out.records and not any(image.part == "train" for _, image in images):
+        raise left_out.nothing_left("to train on")
     classes = _learnable([image for _, image in images if image.part == "train"], task)
     record: dict[str, Any] = {"model": None, "classes": list(classes), "added": answered(one), "figures": {}}
+    record["left_out"] = left_out.records
     if classes:
-        bundle = _trained(loop, one, classes, study, options, say, progress)
+        bundle = _trained(loop, one, [source for source, _ in images], classes, study, options, say, progress)
         record["model"] = {"path": MODEL, "sha256": bundle.sha256}
         record["figures"] = _measured(images, bundle, task, say)
     else:
@@ -148,7 +149,9 @@ def _task(loop: Loop, study: TrainStudy | None) -> CellTask | TissueTask:
     return (CellTask if loop.settings.target == "cells" else TissueTask)(loop.settings.classes)
 
 
-def round_images(loop: Loop, number: int, study: TrainStudy | None = None) -> list[tuple[Source, TrainingImage]]:
+def round_images(
+    loop: Loop, number: int, study: TrainStudy | None = None, left_out: LeftOut | None = None
+) -> list[tuple[Source, TrainingImage]]:
     """Return the images of a loop with all that is true of them after a round, each in its part of the split.
 
     Parameters
@@ -159,32 +162,26 @@ def round_images(loop: Loop, number: int, study: TrainStudy | None = None) -> li
         The round: what later ones found out does not count.
     study
         Says what objects mean; as usual if None.
+    left_out
+        Takes the images that cannot be read.
 
     Raises
     ------
-    ProjectError
-        If an image cannot be read.
+    ProjectError, SlideError
+        If an image cannot be read, and nothing takes it.
     """
-    sources = loop.sources()
     labels = None if study is None else study.labels
-    images = training_images(sources, labels, patient_key=loop.settings.patient_key)
-    return [
-        (source, dataclasses.replace(_amended(loop, number, source, image), part=loop.part_of(source)))
-        for source, image in zip(sources, images, strict=True)
-    ]
+    out = []
+    for source in loop.sources():
+        with unless_read(left_out, source):
+            (image,) = training_images([source], labels, patient_key=loop.settings.patient_key)
+            out.append((source, dataclasses.replace(_amended(loop, number, source, image), part=loop.part_of(source))))
+    return out
 
 
 def _amended(loop: Loop, number: int, source: Source, image: TrainingImage) -> TrainingImage:
     """Return an image with what the loop knows of it beside its annotations: weights, and what is not to be learnt."""
-    changes = truth_changes(loop, source, until=number)
-    hidden = make_objects(list(changes.hidden), object_type="annotation", classification=IGNORE)
-    objects = image.objects.drop(index=[name for name in changes.without if name in image.objects.index])
-    areas = make_objects([area for area, _ in changes.weights], object_type="annotation")
-    shapes = to_slide_frame(areas, source.entry).geometry
-    weights = tuple(WeightedArea(shape, weight) for shape, (_, weight) in zip(shapes, changes.weights, strict=True))
-    if len(hidden):
-        objects = concat_objects([objects, to_slide_frame(hidden, source.entry)])
-    return dataclasses.replace(image, objects=objects, weights=weights)
+    return amended(image, source, truth_changes(loop, source, until=number))
 
 
 def _learnable(images: Sequence[TrainingImage], task: CellTask | TissueTask) -> tuple[str, ...]:
@@ -199,6 +196,7 @@ def _learnable(images: Sequence[TrainingImage], task: CellTask | TissueTask) -> 
 def _trained(
     loop: Loop,
     one: Round,
+    sources: Sequence[Source],
     classes: tuple[str, ...],
     study: TrainStudy | None,
     options: TrainOptions,
@@ -209,7 +207,6 @@ def _trained(
     folder, work = one.folder / MODEL, one.folder / WORK
     if not folder.is_dir():
         work.mkdir(exist_ok=True)
-        sources = loop.sources()
         new = {patient_of(source.entry, loop.settings.patient_key) for source in sources} - set(loop.split.patients)
         split = Split({**loop.split.patients, **dict.fromkeys(new, "train")}, loop.split.seed, loop.split.fractions)
         write_split(work / SPLIT, split, overwrite=True)

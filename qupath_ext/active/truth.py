@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,13 +11,18 @@ import geopandas as gpd
 import numpy as np
 import shapely
 
+from pyhisto.dataset import TrainingImage, WeightedArea
+from pyhisto.objects import concat_objects, make_objects
+from qupath_ext.active.annotators import disputes_of, latest
 from qupath_ext.active.answers import shown_mpp
+from qupath_ext.frames import to_slide_frame
+from qupath_ext.workflows.regions import IGNORE_CLASS
 from qupath_ext.workflows.trainingdata import Source
 
 if TYPE_CHECKING:
     from qupath_ext.active.loop import Loop
 
-__all__ = ["TruthChanges", "truth_changes"]
+__all__ = ["TruthChanges", "amended", "disputed", "truth_changes"]
 
 
 @dataclass(frozen=True)
@@ -49,28 +56,55 @@ def truth_changes(loop: Loop, source: Source, *, until: int | None = None) -> Tr
     FormatError
         If the state of the loop is damaged.
     """
-    place = (loop.number_of(source.project), source.entry.id)
+    number, entry_id = loop.number_of(source.project), source.entry.id
+    known = [one for one in loop.rounds() if "collected" in one.record and (until is None or one.number <= until)]
+    disputes = latest(dispute for one in known for dispute in disputes_of(one.record))
+    left_out = {person["region"] for dispute in disputes for person in dispute["people"]}
+    left_out -= {dispute["chosen"] for dispute in disputes}
     corrections: list[gpd.GeoDataFrame] = []
+    for one in known:
+        table = one.table("corrections")
+        own = (table["project"] == number) & (table["entry_id"] == entry_id) & (table["weight"] != 1)
+        corrections.append(table[own & ~table["region"].isin(left_out)])
+    weights = [pair for table in corrections for pair in _weights(table, source, loop.settings.match_um)]
+    return dataclasses.replace(disputed(disputes, source, number), weights=tuple(weights))
+
+
+def disputed(disputes: Sequence[Mapping[str, Any]], source: Source, number: int) -> TruthChanges:
+    """Return what it changes in an image that several persons went through the same regions.
+
+    Parameters
+    ----------
+    disputes
+        See :func:`qupath_ext.active.annotators.disagreements`.
+    source
+        The image.
+    number
+        Of its project in the loop.
+    """
     hidden: list[str] = []
     without: list[str] = []
-    for one in loop.rounds():
-        if "collected" not in one.record or (until is not None and one.number > until):
-            continue
-        disputes = one.record["collected"]["disagreements"]
-        left_out = {person["region"] for dispute in disputes for person in dispute["people"]}
-        table = one.table("corrections")
-        own = (table["project"] == place[0]) & (table["entry_id"] == place[1]) & (table["weight"] != 1)
-        corrections.append(table[own & ~table["region"].isin(left_out - {dispute["chosen"] for dispute in disputes})])
-        for dispute in disputes:
-            here = [person for person in dispute["people"] if (person["project"], person["entry_id"]) == place]
-            others = [person for person in here if person["region"] != dispute["chosen"]]
-            if len(others) < len(here):
-                without += [id_ for person in others for id_ in (person["region"], *person["objects"])]
-            else:
-                hidden += [person["region"] for person in others]
-    weights = [pair for table in corrections for pair in _weights(table, source, loop.settings.match_um)]
+    for dispute in disputes:
+        here = [p for p in dispute["people"] if (p["project"], p["entry_id"]) == (number, source.entry.id)]
+        others = [person for person in here if person["region"] != dispute["chosen"]]
+        if len(others) < len(here):
+            without += [id_ for person in others for id_ in (person["region"], *person["objects"])]
+        else:
+            hidden += [person["region"] for person in others]
     shapes = source.entry.read_objects().geometry.reindex(hidden).dropna().tolist() if hidden else []
-    return TruthChanges(tuple(weights), tuple(shapes), tuple(without))
+    return TruthChanges((), tuple(shapes), tuple(without))
+
+
+def amended(image: TrainingImage, source: Source, changes: TruthChanges) -> TrainingImage:
+    """Return an image of a training with what is changed of its truth."""
+    hidden = make_objects(list(changes.hidden), object_type="annotation", classification=IGNORE_CLASS)
+    objects = image.objects.drop(index=[name for name in changes.without if name in image.objects.index])
+    areas = make_objects([area for area, _ in changes.weights], object_type="annotation")
+    shapes = to_slide_frame(areas, source.entry).geometry
+    weights = tuple(WeightedArea(shape, weight) for shape, (_, weight) in zip(shapes, changes.weights, strict=True))
+    if len(hidden):
+        objects = concat_objects([objects, to_slide_frame(hidden, source.entry)])
+    return dataclasses.replace(image, objects=objects, weights=weights)
 
 
 def _weights(corrections: gpd.GeoDataFrame, source: Source, radius_um: float) -> list[tuple[Any, float]]:

@@ -21,6 +21,7 @@ from pyhisto.maps import Maps, read_maps, write_maps
 from pyhisto.objects import COLUMNS, load_objects, save_objects
 from pyhisto.stain import H_DAB
 from qupath_ext.active.predict import Looker
+from qupath_ext.active.slides import unless_read
 from qupath_ext.active.tiles import tiles_of
 from qupath_ext.frames import open_slide
 from qupath_ext.workflows.images import Progress
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pyhisto.features.bags import Bag
     from qupath_ext.active.loop import Loop, Round
     from qupath_ext.active.models import LoopModel
-    from qupath_ext.active.slides import LoopSlide
+    from qupath_ext.active.slides import LeftOut, LoopSlide
 
 __all__ = ["SEEN", "Viewer"]
 
@@ -55,6 +56,8 @@ class Viewer:
         The feature file of each slide, by its key; colours and texture stand in for features if there are none.
     say
         Called with a line about each slide.
+    left_out
+        Takes the slides that cannot be read.
     progress
         Called with the stage, the number of tiles done and the number in all.
     """
@@ -67,6 +70,7 @@ class Viewer:
         strategy: Strategy,
         bags: Mapping[str, Bag],
         say: Say,
+        left_out: LeftOut,
         progress: Progress | None = None,
     ) -> None:
         self._loop = loop
@@ -75,6 +79,7 @@ class Viewer:
         self._strategy = strategy
         self._bags = bags
         self._say = say
+        self._left_out = left_out
         self._progress = progress
         self._lookers: dict[tuple[int, int], Looker] = {}
         self._tissues: dict[str, list[Any]] = {}
@@ -83,21 +88,29 @@ class Viewer:
         self, slides: Sequence[LoopSlide], settings: RegionSettings
     ) -> tuple[list[Candidate], npt.NDArray[np.float32]]:
         """Return the candidates of all slides, and the features of what is labelled on them, float32 (n, d)."""
-        filled = [slide for slide in slides if self._tissue(slide)]
+        filled = [slide for slide in slides if self._look_at(slide)]
         frequencies = class_frequencies(map(self._seen, filled)) if self._strategy.rarity else None
         found: list[Candidate] = []
         known: list[npt.NDArray[np.float32]] = []
         for slide in filled:
-            view, labelled = self._view(slide)
-            seed = zlib.crc32(f"{self._loop.settings.seed}:{self._round.number}:{slide.key}".encode())
-            found += candidates(view, self._strategy, settings, frequencies=frequencies, seed=seed)
-            if labelled:
-                known.append(describe(view, labelled))
-            self._say(f"  {slide.first.title}: looked at")
-        for slide in slides:
-            if slide not in filled:
-                self._say(f"  {slide.first.title}: no tissue")
+            with unless_read(self._left_out, *slide.sources):
+                view, labelled = self._view(slide)
+                seed = zlib.crc32(f"{self._loop.settings.seed}:{self._round.number}:{slide.key}".encode())
+                found += candidates(view, self._strategy, settings, frequencies=frequencies, seed=seed)
+                if labelled:
+                    known.append(describe(view, labelled))
+                self._say(f"  {slide.first.title}: looked at")
         return found, np.concatenate(known) if known else np.zeros((0, 0), dtype=np.float32)
+
+    def _look_at(self, slide: LoopSlide) -> bool:
+        """Look for the tissue of a slide and ask the models about it; return whether it can be read and has any."""
+        with unless_read(self._left_out, *slide.sources):
+            if self._tissue(slide):
+                if self._strategy.informed:
+                    self._maps(slide)
+                return True
+            self._say(f"  {slide.first.title}: no tissue")
+        return False
 
     def found(self, slide: LoopSlide, regions: Sequence[Any]) -> gpd.GeoDataFrame:
         """Return what is found in some regions of a slide; both level-0 px."""
@@ -120,6 +133,8 @@ class Viewer:
         labelled, taken = slide.areas(self._loop, self._round.number)
         with open_slide(slide.first.entry) as opened:
             overview = read_overview(opened)
+            taken += slide.unshown(opened)
+            quality = slide.memory.quality(opened, overview, self._tissue(slide))
             tiles = tiles_of(self._bags[slide.key], opened) if self._bags else None
         view = SlideView(
             slide.key,
@@ -129,6 +144,7 @@ class Viewer:
             stains=entry_stains(slide.first.entry, "auto") or H_DAB,
             taken=taken,
             tiles=tiles,
+            quality=quality,
         )
         return view, [polygon for polygon in labelled if _has_pixels(overview.grid.box(polygon))]
 

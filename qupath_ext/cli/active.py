@@ -143,6 +143,7 @@ def start(projects: Sequence[Path], name: str, backend: str, **options: Any) -> 
     from pyhisto.dataset import read_split
     from qupath_ext.active.loop import LoopSettings, start_loop
     from qupath_ext.active.models import KINDS
+    from qupath_ext.active.status import UNJUDGED
     from qupath_ext.workflows.splitting import described
     from qupath_ext.workflows.trainingdata import patient_of
 
@@ -155,6 +156,8 @@ def start(projects: Sequence[Path], name: str, backend: str, **options: Any) -> 
     loop = start_loop(opened, name, settings, split=None if split is None else read_split(split), fractions=fractions)
     for line in described(loop.split, [patient_of(s.entry, settings.patient_key) for s in loop.sources()]):
         click.echo(line)
+    if not loop.split.of_part("validation"):
+        click.echo(UNJUDGED)
     click.echo(f"loop       {loop.folder}")
 
 

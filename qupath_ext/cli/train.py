@@ -106,6 +106,7 @@ def _check(plan: bool, output: Path, options: dict[str, Any]) -> None:
 
 def _run(projects: Sequence[Path], output: Path, backend: str, options: dict[str, Any]) -> TrainRun:
     from pyhisto.bundle.files import load_bundle
+    from qupath_ext.active.disputes import without_disputed
     from qupath_ext.workflows.planning import Wanted
     from qupath_ext.workflows.trainingdata import gather
     from qupath_ext.workflows.trainrun import TrainRun
@@ -117,8 +118,9 @@ def _run(projects: Sequence[Path], output: Path, backend: str, options: dict[str
         name=output.stem if options["study"] is None else "",
         patient_key=Wanted.patient_key if options["patient_key"] is None else options["patient_key"],
     )
+    sources = gather([open_for_command(path, backend) for path in projects], options["images"])
     return TrainRun(
-        sources=gather([open_for_command(path, backend) for path in projects], options["images"]),
+        sources=sources,
         output=output,
         work=options["work"],
         study=options["study"],
@@ -127,7 +129,12 @@ def _run(projects: Sequence[Path], output: Path, backend: str, options: dict[str
         device=options["device"],
         wanted=wanted,
         minutes=options["minutes"] or MINUTES,
+        amend=without_disputed(sources, _say if _is_first() else _unsaid),
     )
+
+
+def _unsaid(line: str) -> None:
+    del line
 
 
 def _plan(run: TrainRun, path: Path) -> None:

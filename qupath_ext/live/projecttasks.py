@@ -57,6 +57,7 @@ def _entries(project: Project, images: tuple[str, ...]) -> list[ImageEntry]:
 def train_task(context: Context) -> Answer:
     """Train a model on the annotations of the project; it becomes the model that the project uses."""
     from pyhisto.bundle.files import load_bundle
+    from qupath_ext.active.disputes import without_disputed
     from qupath_ext.workflows.planning import Wanted
     from qupath_ext.workflows.trainingdata import gather
     from qupath_ext.workflows.trainrun import TrainRun, run_training
@@ -75,9 +76,10 @@ def train_task(context: Context) -> Answer:
         context.check()
         context.say(line)
 
+    sources = gather([project], options.images)
     trained = run_training(
         TrainRun(
-            sources=gather([project], options.images),
+            sources=sources,
             output=models / name,
             init=init,
             device=options.device or settings.device,
@@ -89,6 +91,7 @@ def train_task(context: Context) -> Answer:
                 patient_key=settings.patient_key,
             ),
             minutes=options.minutes or settings.training_minutes,
+            amend=without_disputed(sources, say),
         ),
         say,
         context.step,

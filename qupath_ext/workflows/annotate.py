@@ -21,7 +21,6 @@ from pyhisto.nuclei.survey import expected_stains
 from pyhisto.objects import concat_objects, empty_objects
 from pyhisto.slide import Slide
 from pyhisto.stain import StainVectors
-from pyhisto.tissue import TissueSettings, detect_tissue
 from qupath_ext.errors import ProjectError
 from qupath_ext.frames import image_area, open_slide, to_entry_frame, to_slide_frame
 from qupath_ext.project import ImageEntry, Project, pack_rgb
@@ -32,11 +31,11 @@ from qupath_ext.workflows.networks import NucleiLike, network_cells
 from qupath_ext.workflows.outcome import ImageOutcome, ImageWriter, described_stains
 from qupath_ext.workflows.prediction import Prediction, Watch, WatchedImage, image_maps
 from qupath_ext.workflows.regions import (
-    TISSUE_MARGIN_UM,
     cells_inside,
     cut_to,
     inside_selected,
     region_to_search,
+    tissue_to_search,
     with_parents,
     without_doubles,
     without_ignored,
@@ -256,7 +255,7 @@ def _where(
     if region == "image":
         return empty_objects(), region_to_search(slide, "image", drawn, "", area)
     if region in ("auto", "tissue"):
-        tissue = cut_to(detect_tissue(slide, TissueSettings(margin_um=TISSUE_MARGIN_UM)), area)
+        tissue = tissue_to_search(slide, area)
         tissue["locked"] = True
         return tissue, tissue
     mine = drawn["classification"] == region

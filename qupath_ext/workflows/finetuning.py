@@ -21,11 +21,13 @@ from pyhisto.metrics import DetectionComparison, compare_detections
 from pyhisto.nuclei.adapt import View, adapt
 from pyhisto.nuclei.network import predict_cells
 from pyhisto.nuclei.survey import expected_stains
+from pyhisto.objects import empty_objects
 from pyhisto.stain import H_DAB
 from pyhisto.train import train
 from pyhisto.train.distributed import is_first
 from qupath_ext.frames import open_slide
 from qupath_ext.study import TrainStudy
+from qupath_ext.workflows.regions import labelled_to_search
 from qupath_ext.workflows.slidememory import SlideMemory
 from qupath_ext.workflows.surveys import Surveys, entry_stains
 from qupath_ext.workflows.training import initial_network, model_spec, start_of, training_patches, with_start
@@ -215,6 +217,8 @@ def judged_cells(
 ) -> list[DetectionComparison]:
     """Compare the cells that a model finds in the labelled areas of images with those that are labelled there.
 
+    As ``annotate`` does, it looks for none on glass or pen marks.
+
     Parameters
     ----------
     images
@@ -234,7 +238,10 @@ def judged_cells(
         lens = image.lens or PLAIN
         with image.open() as slide:
             stains = dataclasses.replace(H_DAB, background=image.white or H_DAB.background)  # only the white is used
-            found = predict_cells(slide, model, stains=stains, region=area, lens=lens, cell_expansion_um=0)
+            region = labelled_to_search(slide, area)
+            found = empty_objects()
+            if not region.is_empty:
+                found = predict_cells(slide, model, stains=stains, region=region, lens=lens, cell_expansion_um=0)
             pixel = np.asarray(slide.mpp)
         centres, number = task.nuclei(image, part)
         counted = shapely.intersects_xy(area, centres[:, 0], centres[:, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,7 +21,9 @@ __all__ = [
     "cells_inside",
     "cut_to",
     "inside_selected",
+    "labelled_to_search",
     "region_to_search",
+    "tissue_to_search",
     "with_parents",
     "without_doubles",
     "without_ignored",
@@ -30,6 +33,9 @@ RegionSource = Literal["auto", "tumour", "tissue", "image"]
 
 TISSUE_MARGIN_UM = 50.0
 """How far around the tissue is looked for cells, so that none at its edge is cut off."""
+
+FIELD_UM2 = 1e5
+"""An image of no more µm² is a field cut out of tissue: what is detected as tissue is at least a fifth of that."""
 
 SLACK_PX = 1.0
 """How far what was cut to a region may stick out of it, px, for having been rounded."""
@@ -75,6 +81,21 @@ def region_to_search(
         return drawn[mine]
     if source == "image":
         return make_objects([area], object_type="annotation")
+    return tissue_to_search(slide, area)
+
+
+def labelled_to_search(slide: Slide, labelled: Any) -> Any:
+    """Return where a model that is to be judged looks in what is labelled: tissue, or all of a field cut out of it.
+
+    Both are polygons, level-0 px.
+    """
+    if math.prod(slide.dimensions) * math.prod(slide.mpp) <= FIELD_UM2:
+        return labelled
+    return tissue_to_search(slide, labelled).union_all()
+
+
+def tissue_to_search(slide: Slide, area: Any) -> gpd.GeoDataFrame:
+    """Return the tissue inside an area, and a little around it, as annotations; level-0 px."""
     return cut_to(detect_tissue(slide, TissueSettings(margin_um=TISSUE_MARGIN_UM)), area)
 
 

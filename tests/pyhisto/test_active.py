@@ -234,10 +234,12 @@ def test_another_grid_is_sampled_at_the_centres() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ quality
-def tissue_overview(side: int = 160, um: float = 4.0) -> Overview:
+def tissue_overview(side: int = 160, um: float = 4.0, *, grey: bool = False) -> Overview:
+    """Return rough tissue on glass; grains are coloured, or of all colours alike."""
     rng = np.random.default_rng(3)
     rgb = np.full((side, side, 3), 240.0)
-    noise = 90 * ndi.gaussian_filter(rng.normal(0, 1, (side - 40, side - 40, 3)), (0.8, 0.8, 0))
+    grains = rng.normal(0, 52 if grey else 90, (side - 40, side - 40, 1 if grey else 3))
+    noise = ndi.gaussian_filter(grains, (0.8, 0.8, 0))
     rgb[20:-20, 20:-20] = np.array([190.0, 150.0, 200.0]) + noise
     return Overview(rgb.clip(0, 255).astype(np.uint8), Grid((0.0, 0.0), (um, um), um, (side, side)))
 
@@ -264,12 +266,45 @@ def test_blurred_tissue_is_found_and_only_there() -> None:
 
 
 def test_a_fold_is_found_where_tissue_lies_double() -> None:
-    overview = tissue_overview()
+    overview = tissue_overview(grey=True)
     rgb = overview.rgb.astype(float)
-    rgb[60:80, 20:140] = rgb[60:80, 20:140] ** 3 / 240**2  # a pleat: three layers
+    rgb[60:80, 20:140] = rgb[60:80, 20:140].clip(max=240) ** 3 / 240**2  # a pleat: three layers
     found = overview_quality(Overview(rgb.round().astype(np.uint8), overview.grid), TISSUE)
     assert found.fold[31:39, 12:68].mean() > 0.9
     assert found.fold[44:].mean() < 0.02
+
+
+def two_tissues() -> Overview:
+    """Return dense tissue on the left and, from 1.2 mm on, pale tissue, a quarter as dense; 2.3 mm wide."""
+    overview = tissue_overview(580, grey=True)
+    rgb = overview.rgb.astype(float)
+    rgb[:, 300:] = 240 * (rgb[:, 300:] / 240) ** 0.25
+    return Overview(rgb.clip(0, 255).round().astype(np.uint8), overview.grid)
+
+
+WIDE = [shapely.box(80, 80, 2240, 2240)]
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_a_fold_in_pale_tissue_is_found_beside_dense_tissue(layers: int) -> None:
+    """It is paler than the dense tissue, which is no fold; 80 µm wide."""
+    overview = two_tissues()
+    rgb = overview.rgb.astype(float)
+    rgb[280:300, 430:540] = 240 * (rgb[280:300, 430:540] / 240) ** layers
+    found = overview_quality(Overview(rgb.round().astype(np.uint8), overview.grid), WIDE)
+    assert rgb[280:300, 430:540].mean() > rgb[280:300, 30:290].mean()
+    assert found.fold[141:149, 216:269].mean() > 0.75
+    assert found.fold[138:152].sum() == found.fold.sum()
+    assert found.fold[:, :210].sum() == 0
+
+
+def test_dense_structures_of_another_colour_are_no_folds() -> None:
+    """Nuclei lie dense: red light is taken away three and a half times as much, the others twice."""
+    overview = two_tissues()
+    rgb = overview.rgb.astype(float)
+    rgb[270:310, 450:510] = 240 * (rgb[270:310, 450:510] / 240) ** [3.5, 2, 2]
+    found = overview_quality(Overview(rgb.round().astype(np.uint8), overview.grid), WIDE)
+    assert not found.fold.any()
 
 
 def test_pen_is_found() -> None:

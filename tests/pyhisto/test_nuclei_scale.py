@@ -40,8 +40,8 @@ SPEC = ModelSpec(
 )
 
 
-def field(diameter: float, *, seed: int = 0) -> Any:
-    """Return a field of stained discs, RGB uint8 (400, 400, 3): mottled inside, touching in places, a fifth brown."""
+def field(diameter: float, *, seed: int = 0, brown: float = 0.2) -> Any:
+    """Return a field of stained discs, RGB uint8 (400, 400, 3): mottled inside, touching in places, some brown."""
     rng = np.random.default_rng(seed)
     step = int(1.5 * diameter)
     y, x = np.mgrid[0:400, 0:400]
@@ -51,7 +51,7 @@ def field(diameter: float, *, seed: int = 0) -> Any:
         for cy in range(step, 400 - step // 2, step):
             jitter = rng.uniform(-0.25, 0.25, 2) * diameter
             inside = np.hypot(x - cx - jitter[0], y - cy - jitter[1]) < diameter / 2
-            amounts[inside] = (0.2, 0.7) if rng.random() < 0.2 else (0.45, 0.0)
+            amounts[inside] = (0.2, 0.7) if rng.random() < brown else (0.45, 0.0)
     amounts += 0.08 * mottle[..., None] * (amounts.sum(axis=-1, keepdims=True) > 0.2)
     amounts = ndimage.gaussian_filter(amounts, (0.8, 0.8, 0))
     return np.rint(255 * 10.0 ** -(amounts.clip(0) @ H_DAB.matrix[:2])).clip(0, 255).astype(np.uint8)
@@ -213,13 +213,13 @@ def test_other_stains_are_not_given_the_colours_of_the_training_slides() -> None
 
 
 def test_a_stain_that_does_not_show_is_not_compared() -> None:
-    """No DAB on the slide: its vector is that of some other colour, and its strength one of traces."""
+    """No DAB on the slide, or little: its vector is that of some other colour, and its strength one of traces."""
     trained = StainVectors(H_DAB.names, ((0.65, 0.70, 0.29), (0.48, 0.61, 0.63)))
     spec = replace(SPEC, stains=StainReference(trained, (0.6, 0.8)))
     bare = Survey(StainReference(H_DAB, (0.6, 0.19)), survey(7.0).observed)
     assert adapt(spec, bare, View()).foreign == ()
-    weak = replace(bare, stains=StainReference(H_DAB, (0.6, 0.21)))
-    assert adapt(spec, weak, View()).foreign == ("colour of stains", "strength of stains")
+    strong = replace(bare, stains=StainReference(H_DAB, (0.6, 1.4)))
+    assert adapt(spec, strong, View()).foreign == ("colour of stains", "strength of stains")
     pale = Survey(StainReference(H_DAB, (0.2, 0.1)), survey(7.0).observed)
     colours = adapt(spec, pale, View()).lens.colours
     assert colours is not None
@@ -227,6 +227,20 @@ def test_a_stain_that_does_not_show_is_not_compared() -> None:
     seen = colours(np.rint(255 * 10.0**-od).astype(np.uint8).reshape(1, 1, 3))
     thrice = 0.45 * np.array(trained.vectors[0]) + 0.3 * np.array(trained.vectors[1])  # haematoxylin 0.6 / 0.2
     assert seen.ravel() == pytest.approx(255 * 10.0**-thrice, abs=2.5)
+
+
+@pytest.mark.parametrize(
+    ("dab", "foreign"),
+    [(0.1, ()), (0.25, ()), (0.8, ()), (1.2, ()), (1.4, ("strength of stains",))],
+)
+def test_less_dab_than_on_the_training_slides_may_be_fewer_positive_cells(dab: float, foreign: tuple[str, ...]) -> None:
+    """The training slides have 0.6 of haematoxylin and 0.8 of DAB; 1.6 times as much of a stain is foreign."""
+    assert adapt(SPEC, survey(7.0, p99=(0.6, dab)), View()).foreign == foreign
+    pale = adapt(SPEC, survey(7.0, p99=(0.3, dab)), View()).lens.colours  # haematoxylin twice as weak
+    assert pale is not None
+    brown = np.rint(255 * 10.0 ** -(0.2 * np.array(H_DAB.vectors[1]))).astype(np.uint8).reshape(1, 1, 3)
+    shown = 0.2 * min(1.0, 0.8 / dab)  # more DAB is brought to that of the training slides, less is not
+    assert pale(brown).ravel() == pytest.approx(255 * 10.0 ** -(shown * np.array(H_DAB.vectors[1])), abs=1.5)
 
 
 def test_slides_that_do_not_show_a_stain_say_nothing_about_it() -> None:

@@ -97,31 +97,60 @@ def sums(dice: list[list[float]]) -> Any:
 
 
 def test_what_the_next_round_should_bring() -> None:
-    """Two patients with the same curve: 0.8 after 4, 0.85 after 8; one draw of patients is like another."""
-    alike = sums([[0.5, 0.5], [0.7, 0.7], [0.8, 0.8]])
-    found = expect([1, 2, 4], alike, ["A", "B"], 8)
-    assert (found.now, found.then, found.gain) == pytest.approx((0.8, 0.85, 0.05), abs=2e-3)
-    assert (found.low, found.high) == pytest.approx((0.05, 0.05), abs=2e-3)
-    assert np.isnan(expect([1, 2, 4], alike[:, :1], ["A"], 8).high)
+    """Three patients with the same curve through four rounds: 0.85 after 8, 0.875 after 16; nothing scatters."""
+    alike = sums([[value] * 3 for value in (0.5, 0.7, 0.8, 0.85)])
+    found = expect([1, 2, 4, 8], alike, "ABC", 16)
+    assert (found.now, found.then, found.gain) == pytest.approx((0.85, 0.875, 0.025), abs=2e-3)
+    assert (found.low, found.high) == pytest.approx((0.025, 0.025), abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "patients", "why"),
+    [(4, "AB", "fewer than 3 patients"), (3, "ABC", "before 4 rounds"), (4, "AAB", "fewer than 3 patients")],
+)
+def test_what_says_too_little_has_no_interval(rounds: int, patients: str, why: str) -> None:
+    scores = [[value] * len(patients) for value in (0.5, 0.7, 0.8, 0.85)][:rounds]
+    found = expect([1, 2, 4, 8][:rounds], sums(scores), patients, 16)
+    assert np.isnan([found.low, found.high]).all()
+    assert why in found.method
+    assert advise(found) == "go on"
+    level = expect([1, 2, 4, 8], sums([[0.8] * 2] * 4), "AB", 16)
+    assert (level.gain, advise(level)) == (0, "little to gain")
 
 
 def test_patients_who_differ_make_the_interval_wide() -> None:
-    """A learns on (0.05 more), B does not: of two drawn patients both may be A (0.05), both B (0), or one of each."""
-    found = expect([1, 2, 4], sums([[0.5, 0.6], [0.7, 0.6], [0.8, 0.6]]), ["A", "B"], 8)
-    assert found.low == pytest.approx(0.0, abs=1e-9)
-    assert found.high == pytest.approx(0.05, abs=2e-3)
-    assert found.gain == pytest.approx(0.025, abs=2e-3)
+    """All curves are 0.9 - b / x, so the gain is b times 1/8 - 1/16: of b 0.2, 0.4 and 0.6 it is 0.0125, 0.025, 0.0375.
+
+    The jackknife of a mean is s / sqrt(3) = 0.0125 / 1.7321 = 0.0072169, and Student's t of 2 is 4.30265.
+    """
+    spent = np.array([1.0, 2.0, 4.0, 8.0])
+    found = expect(spent, sums([[0.9 - b / x for b in (0.2, 0.4, 0.6)] for x in spent]), "ABC", 16)
+    assert found.gain == pytest.approx(0.025, abs=5e-4)
+    assert found.high == pytest.approx(0.025 + 0.031052, abs=1e-3)
+    assert found.low == 0, "a curve never falls"
+    assert "3 patients" in found.method
 
 
-def test_scatter_about_the_curve_counts_where_there_are_more_rounds() -> None:
-    """Two patients alike, but four rounds that no curve goes through."""
-    jumping = expect([1, 2, 3, 4], sums([[0.5] * 2, [0.7] * 2, [0.6] * 2, [0.75] * 2]), ["A", "B"], 5)
-    assert jumping.high - jumping.low > 0.02
+def test_scatter_about_the_curve_counts() -> None:
+    """Three patients alike, but rounds that no curve goes through; twice the scatter, twice the width."""
+    wide = []
+    for jump in (0.02, 0.04):
+        scores = [[value] * 3 for value in (0.5, 0.6 + jump, 0.65 - jump, 0.68 + jump, 0.7 - jump)]
+        wide.append(expect([1, 2, 4, 8, 16], sums(scores), "ABC", 32))
+    assert wide[0].high - wide[0].gain > 0.01
+    assert wide[1].high > wide[0].high
+
+
+def test_the_limits_hold_what_a_curve_can_do() -> None:
+    found = expect([1, 2, 3, 4], sums([[0.9, 0.5, 0.2], [0.95, 0.9, 0.1], [0.99, 0.6, 0.9], [0.99, 1, 0.9]]), "ABC", 8)
+    assert found.low >= 0
+    assert found.now + found.high <= 1
 
 
 def test_when_to_stop() -> None:
     def gain(value: float, high: float) -> Expected:
-        return Expected(0.8, 0.8 + value, value, 0.0, high, fit_power_law(np.arange(1.0, 4), np.full((1, 3), 0.8)))
+        curve = fit_power_law(np.arange(1.0, 4), np.full((1, 3), 0.8))
+        return Expected(0.8, 0.8 + value, value, 0.0, high, curve, "by hand")
 
     assert advise(None) == "go on"
     assert advise(gain(0.02, 0.05)) == "go on"
@@ -138,16 +167,29 @@ def test_a_class_that_nobody_has_counts_in_no_mean() -> None:
 
 
 def test_figures_of_images_taken_together() -> None:
-    """Of 3 + 1 right, 4 + 4 found and 4 + 2 true: 2 * 4 / 14; patient A alone 6 / 8, B alone 2 / 6."""
+    """Of 3 + 1 right, 4 + 4 found and 4 + 2 true: 2 * 4 / 14; two patients say nothing of others."""
     counted = [Counted("1", "A", {"Tumor": (3, 4, 4)}), Counted("2", "B", {"Tumor": (1, 4, 2)})]
     found = figures(counted, TissueTask(("Tumor",)))
     assert found is not None
     assert (found["metric"], found["value"], found["patients"]) == ("Dice", 0.57143, 2)
-    assert (found["low"], found["high"]) == (0.33333, 0.75)
-    assert found["classes"]["Tumor"] == {"value": 0.57143, "low": 0.33333, "high": 0.75}
+    assert (found["low"], found["high"]) == (None, None)
+    assert found["method"] == "no interval from fewer than 3 patients"
     assert found["images"][1] == {"image": "2", "patient": "B", "by_class": {"Tumor": [1, 4, 2]}}
     assert figures([], TissueTask(("Tumor",))) is None
     alone = figures(counted[:1], TissueTask(("Tumor",)))
     assert alone is not None
     assert (alone["value"], alone["low"]) == (0.75, None)
-    assert figure(counted, ["Tumor"]).method == "bootstrap over 2 patients"
+
+
+def test_the_interval_of_figures_by_hand() -> None:
+    """2 * 240 / 600 = 0.8; without A, B, C: 2 * 170 / 400 = 0.85, 2 * 155 / 400 = 0.775, 2 * 155 / 400 = 0.775.
+
+    Their squared deviations from 0.8 are 0.0025 and twice 0.000625, so that the error is sqrt(2 / 3 * 0.00375) = 0.05,
+    and Student's t of 2 is 4.30265: 0.8 +- 0.215133.
+    """
+    right = {"A": 70, "B": 85, "C": 85}
+    counted = [Counted(name, name, {"Tumor": (n, 100, 100)}) for name, n in right.items()]
+    found = figure(counted, ["Tumor"])
+    assert (found.value, found.low) == (pytest.approx(0.8), pytest.approx(0.584867, abs=1e-6))
+    assert found.high == 1, "no Dice is more"
+    assert found.method == "jackknife over 3 patients, Student's t"

@@ -171,7 +171,7 @@ def test_a_round_without_a_class_trains_no_model(
     annotate(project, classes)
     one = collected(loop)
     asked: list[Any] = []
-    monkeypatch.setattr("qupath_ext.active.training._trained", lambda *args: asked.append(args[2]) or _stopped())
+    monkeypatch.setattr("qupath_ext.active.training._trained", lambda *args: asked.append(args[3]) or _stopped())
     if classes:
         with pytest.raises(KeyboardInterrupt):
             train_round(loop, 1, options, hush)
@@ -252,6 +252,25 @@ def test_areas_are_counted_where_something_is_labelled(slide: Path, monkeypatch:
     assert count_images([bare], model, TissueTask()) == []
 
 
+def test_a_field_cut_out_of_tissue_is_looked_at_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 x 64 µm, less than the smallest piece of tissue that counts on a slide."""
+    Image.fromarray(np.full((256, 256, 3), (200, 150, 190), np.uint8)).save(tmp_path / "field.png")
+    frame = shapely.box(0, 0, 256, 256)
+    labels = [("Training", frame), (CELLS[0], shapely.MultiPoint([(9, 9)]))]
+    image = replace(image_of(*labels, path=tmp_path / "field.png", part="test"), mpp=(0.25, 0.25))
+    asked: list[Any] = []
+
+    def predicted(*args: Any, region: Any, **named: Any) -> Any:
+        asked.append(region)
+        return make_objects([shapely.box(5, 5, 13, 13)], object_type="cell", classification=CELLS[0])
+
+    monkeypatch.setattr("qupath_ext.workflows.finetuning.predict_cells", predicted)
+    model: Any = None
+    (counted,) = count_images([image], model, CellTask(CELLS))
+    assert asked[0].equals(frame)
+    assert counted.by_class[CELLS[0]] == (1, 1, 1)
+
+
 def test_nothing_is_looked_for_on_glass_or_pen_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A labelled slide of 2.4 mm with tissue from 400 to 2000 µm and a broad black stroke beside it."""
     rgb = np.full((300, 300, 3), 240, np.uint8)
@@ -266,7 +285,7 @@ def test_nothing_is_looked_for_on_glass_or_pen_marks(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("qupath_ext.active.measuring.predict_tissue", predicted)
     labels = [("Training", shapely.box(0, 0, 300, 300)), ("Tumor", shapely.box(100, 100, 200, 200))]
-    image = replace(image_of(*labels, path=tmp_path / "marked.png", part="test"), mpp=8.0)
+    image = replace(image_of(*labels, path=tmp_path / "marked.png", part="test"), mpp=(8.0, 8.0))
     model: Any = None
     (counted,) = count_images([image], model, TissueTask())
     assert asked[0].bounds == pytest.approx((44, 44, 256, 256), abs=1)  # 50 µm wider than the tissue
