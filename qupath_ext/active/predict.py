@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from qupath_ext.active.loop import LoopSettings
     from qupath_ext.project import Project
 
-__all__ = ["Looker", "editable"]
+__all__ = ["Looker", "class_of", "editable"]
 
 LEAST_UM2 = 50.0
 """Pieces of tissue that a region's border leaves of an outline and that are smaller are not shown."""
@@ -112,15 +112,18 @@ class Looker:
             region=region,
             progress=lambda done, total: self._progress("cell detection", done, total),
         )
-        names = found["classification"].astype(object).map(lambda name: _class_of(name, self._settings.classes))
+        names = found["classification"].astype(object).map(lambda name: class_of(name, self._settings.classes))
         found["classification"] = names.astype("category")
         return found
 
 
-def _class_of(name: str | None, classes: Sequence[str]) -> str:
-    """Return which class of a loop a cell is that the classical detector found positive, negative, or neither."""
-    ending = "" if name is None else name
-    fitting = [own for own in classes if ending and own.endswith(ending)]
+def class_of(name: object, classes: Sequence[str]) -> str:
+    """Return which class of a loop a cell is that the classical detector found.
+
+    The first that ends in the detector's ``Positive`` or ``Negative``; the first of all for a cell without a class (None
+    or NaN), as those on H&E are.
+    """
+    fitting = [own for own in classes if isinstance(name, str) and own.endswith(name)]
     return fitting[0] if fitting else classes[0]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import shapely
 from active_projects import CELLS, HEIGHT, MPP, WIDTH, answer, begin, hush, make_project, nuclei, person, trained
@@ -20,7 +21,7 @@ from pyhisto.objects import empty_objects, make_objects
 from qupath_ext.active.collect import collect_round
 from qupath_ext.active.loop import Loop, LoopSettings, find_loop, start_loop
 from qupath_ext.active.models import LoopModel
-from qupath_ext.active.predict import Looker
+from qupath_ext.active.predict import Looker, class_of
 from qupath_ext.active.propose import ProposeOptions, propose_round
 from qupath_ext.active.rollback import rollback
 from qupath_ext.errors import FormatError, ProjectError
@@ -126,6 +127,13 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------- proposing
+def test_cells_without_a_class_are_of_the_first() -> None:
+    """As those are that the classical detector finds on H&E; in a table their class is missing, which is NaN."""
+    found = pd.Series(["Positive", "Negative", None], dtype="category").astype(object)
+    assert [class_of(name, CELLS[::-1]) for name in found] == [*CELLS, CELLS[1]]
+    assert class_of("Positive", ("Tumor", "Stroma")) == "Tumor"
+
+
 def test_a_cold_start_proposes_tissue_with_the_cells_of_the_classical_detector(tmp_path: Path) -> None:
     loop = begin(make_project(tmp_path / "one"))
     one = propose(loop)
