@@ -120,7 +120,7 @@ class Looker:
 def class_of(name: object, classes: Sequence[str]) -> str:
     """Return which class of a loop a cell is that the classical detector found.
 
-    The first that ends in the detector's ``Positive`` or ``Negative``; the first of all for a cell without a class (None
+    The first that ends in the ``Positive`` or ``Negative`` of the detector; the first of all for a cell without (None
     or NaN), as those on H&E are.
     """
     fitting = [own for own in classes if isinstance(name, str) and own.endswith(name)]
