@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ["add_scale_bar", "bar_length_um"]
 
-_REFERENCE_PX = 1200.0
+_SMALL_PX, _LARGE_PX = 400.0, 1200.0
+"""Sides of pictures between which bar and label have one size; they shrink and grow with others."""
 
 
 @functools.cache
@@ -53,8 +54,9 @@ def add_scale_bar(rgb: npt.NDArray[np.uint8], um_per_px: float) -> npt.NDArray[n
     length_um = bar_length_um(um_per_px * width / 4)
     length = max(1, round(length_um / um_per_px))
     label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
-    unit = max(1.0, max(width, height) / _REFERENCE_PX)
-    font, pad, thick = _font(round(min(20 * unit, width / 8))), round(8 * unit), round(5 * unit)
+    longest = max(width, height)
+    unit = max(1.0, longest / _LARGE_PX) * min(1.0, longest / _SMALL_PX)
+    font, pad, thick = _font(max(8, round(min(20 * unit, width / 8)))), max(1, round(8 * unit)), max(2, round(5 * unit))
     left, top, right, bottom = font.getbbox(label)
     box_width, box_height = max(length, right - left) + 2 * pad, bottom - top + thick + 3 * pad
     x0, y0 = width - box_width - pad, height - box_height - pad

@@ -11,7 +11,7 @@ from PIL import Image
 from pyhisto.errors import ConfigError, MissingPixelSizeError
 from pyhisto.objects import concat_objects, empty_objects, make_objects
 from pyhisto.overlay import densest_field, draw_overlay, overlay_png, save_png
-from pyhisto.overlay.scalebar import bar_length_um
+from pyhisto.overlay.scalebar import add_scale_bar, bar_length_um
 from pyhisto.overlay.strokes import stroke
 from pyhisto.slide import Slide
 
@@ -307,3 +307,14 @@ def test_a_file_that_cannot_be_replaced_stays(tmp_path):
         save_png(target, np.zeros((2, 2, 3), dtype=np.uint8))
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
     assert (target / "kept").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("side", [80, 160, 400, 1200])
+def test_scale_bar_leaves_a_small_picture_to_be_seen(side):
+    grey = np.full((side, side, 3), 200, np.uint8)
+    picture = add_scale_bar(grey, 1.0)
+    changed = (picture != grey).any(axis=-1)
+    assert 0.002 < changed.mean() < 0.12
+    black = np.flatnonzero((picture == 0).all(axis=-1).any(axis=1))
+    longest = max(len(np.flatnonzero((picture[row] == 0).all(axis=-1))) for row in black)
+    assert longest == {80: 20, 160: 20, 400: 100, 1200: 200}[side]  # a quarter of the side, as 1, 2 or 5 times a power
