@@ -14,7 +14,7 @@ import pandas as pd
 from qupath_ext.active.loop import find_loop
 from qupath_ext.runs.record import write_json
 
-__all__ = ["SHARE", "area_to_reach", "results", "summary", "write_results"]
+__all__ = ["SHARE", "area_to_reach", "in_words", "results", "summary", "write_results"]
 
 SHARE = 0.95
 """Of the figure with all labels that is to be reached."""
@@ -139,6 +139,26 @@ def summary(table: pd.DataFrame) -> dict[str, Any]:
             found["seeds_that_reach_it"] = sum(math.isfinite(area) for area in areas)
         out["strategies"][str(name)] = found
     return out
+
+
+def in_words(found: dict[str, Any]) -> list[str]:
+    """Return what a simulation says, a line for all labels and each strategy; `found` is of :func:`summary`."""
+    full = found["all_labels"]
+    out = ["all labels: no run is done yet" if full is None else f"all labels: {_numbers(full)}"]
+    for name, own in found["strategies"].items():
+        line = f"{name}: {_numbers(own['value'])} in the last round"
+        if full is not None:
+            area, seeds = own["area_to_95_percent"], f"{own['seeds_that_reach_it']} of {own['seeds']} seeds"
+            line += f"; {100 * SHARE:g} % of all labels by {seeds}, "
+            line += "not in the median" if area["median"] is None else f"with {_numbers(area)} mm²"
+        out.append(line)
+    return out
+
+
+def _numbers(found: dict[str, float | None]) -> str:
+    """Return a median with its interval; an area that some seeds do not reach has no upper limit."""
+    high = "not reached" if found["high"] is None else f"{found['high']:.3g}"
+    return f"{found['median']:.3g} ({found['low']:.3g} to {high})"
 
 
 def write_results(folder: Path, rounds: int) -> pd.DataFrame:

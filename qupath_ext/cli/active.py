@@ -299,8 +299,15 @@ def simulate(project: Path, output: Path, device: str, backend: str, **options: 
     The project is only read. What was interrupted goes on; more seeds or rounds are added to those that are there.
     """
     from qupath_ext.active.simulate import SimulationSettings, simulate
+    from qupath_ext.active.simulated import in_words, summary
 
-    simulate(open_for_command(project, backend), SimulationSettings(**options), output, click.echo, device=device)
+    settings = SimulationSettings(**options)
+    table = simulate(open_for_command(project, backend), settings, output, click.echo, device=device)
+    click.echo(f"medians of {table['seed'].nunique()} seeds, with 95 % intervals:")
+    for line in in_words(summary(table)):
+        click.echo(f"  {line}")
+    for name in ("simulation.csv", "summary.json", "simulation.png"):
+        click.echo(f"{output / name}")
 
 
 def _found(project: Path, name: str, backend: str) -> Loop:

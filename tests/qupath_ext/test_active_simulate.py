@@ -22,7 +22,7 @@ from qupath_ext.active.cost import answered
 from qupath_ext.active.loop import LoopSettings, find_loop, start_loop
 from qupath_ext.active.pathologist import Pathologist
 from qupath_ext.active.simulate import SimulationSettings, simulate
-from qupath_ext.active.simulated import area_to_reach, summary
+from qupath_ext.active.simulated import area_to_reach, in_words, summary
 from qupath_ext.active.slides import loop_slides
 from qupath_ext.errors import ProjectError
 from qupath_ext.frames import open_slide
@@ -229,6 +229,14 @@ def test_the_summary_counts_seeds_that_never_reach_it() -> None:
     assert random["area_to_95_percent"]["median"] == pytest.approx(0.19)
     assert random["area_to_95_percent"]["high"] is None
     assert random["value"]["median"] == 0.8
+    assert in_words(found) == [
+        "all labels: 0.8 (0.8 to 0.8)",
+        "random: 0.8 (0.5 to 0.9) in the last round; 95 % of all labels by 2 of 3 seeds, "
+        "with 0.19 (0.172 to not reached) mm²",
+    ]
+    random["area_to_95_percent"] = {"median": None, "low": 0.1, "high": None}
+    assert in_words(found)[1].endswith("by 2 of 3 seeds, not in the median")
+    assert in_words({"all_labels": None, "strategies": {}}) == ["all labels: no run is done yet"]
 
 
 # ------------------------------------------------------------------------------------------------ whole runs
