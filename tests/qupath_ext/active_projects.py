@@ -187,3 +187,15 @@ def trained(loop: Loop, number: int) -> None:
     """Note a training that had nothing to learn from, as far as the loop is concerned."""
     record = {"model": None, "added": {}, "figures": {}}
     (loop.round(number).folder / TRAINING).write_text(json.dumps(record), "utf-8")
+
+
+def two_persons(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Loop:
+    """Begin a loop over the projects of Anna and Berta, who have the same slides, with one region proposed to both."""
+    stand_in(monkeypatch)
+    first = make_project(folder / "anna", "AB")
+    second = create_project(folder / "berta")
+    for entry in first.entries:
+        second.add_image(entry.slide_path, metadata=entry.metadata)
+    loop = begin(first, second, budget_mm2=0.01)
+    propose_round(loop, ProposeOptions(), hush)
+    return loop

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import shapely
-from active_projects import CELLS, Region, begin, drawn, first_round, hush, make_project, stand_in, trained
+from active_projects import CELLS, Region, begin, drawn, first_round, hush, make_project, stand_in, trained, two_persons
 
 from pyhisto.objects import concat_objects, make_objects
 from qupath_ext.active.collect import collect_round
@@ -201,14 +201,7 @@ def test_nothing_is_collected_where_nothing_is_done(loop: Loop) -> None:
 @pytest.fixture
 def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loop:
     """A loop over the projects of Anna and Berta, who have the same slides."""
-    stand_in(monkeypatch)
-    first = make_project(tmp_path / "anna", "AB")
-    second = create_project(tmp_path / "berta")
-    for entry in first.entries:
-        second.add_image(entry.slide_path, metadata=entry.metadata)
-    loop = begin(first, second, budget_mm2=0.01)
-    propose_round(loop, ProposeOptions(), hush)
-    return reopened(loop)
+    return reopened(two_persons(tmp_path, monkeypatch))
 
 
 def test_two_persons_are_compared_and_neither_is_learnt_from(both: Loop) -> None:

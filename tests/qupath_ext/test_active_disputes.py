@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from active_projects import CELLS, Region, answer, begin, drawn, first_round, hush, make_project, stand_in, trained
+from active_projects import (
+    CELLS,
+    Region,
+    answer,
+    drawn,
+    first_round,
+    hush,
+    trained,
+    two_persons,
+)
 from click.testing import CliRunner
 from live_jobs import make_job
 
@@ -20,19 +29,13 @@ from qupath_ext.active.training import round_images
 from qupath_ext.cli import main
 from qupath_ext.errors import ProjectError
 from qupath_ext.live.tasks import run_job
-from qupath_ext.project import create_project, open_project
+from qupath_ext.project import open_project
 
 
 @pytest.fixture
 def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loop:
     """Anna and Berta went through the same region of 5 cells in their projects; Berta took one away."""
-    stand_in(monkeypatch)
-    first = make_project(tmp_path / "anna", "AB")
-    second = create_project(tmp_path / "berta")
-    for entry in first.entries:
-        second.add_image(entry.slide_path, metadata=entry.metadata)
-    loop = begin(first, second, budget_mm2=0.01)
-    propose_round(loop, ProposeOptions(), hush)
+    loop = two_persons(tmp_path, monkeypatch)
     anna, berta = Region(loop, project=0), Region(loop, project=1)
     berta.change(geometry={berta.of(CELLS[0]): berta.at((20, 20), (40, 20))})
     anna.answer()
