@@ -189,13 +189,13 @@ def trained(loop: Loop, number: int) -> None:
     (loop.round(number).folder / TRAINING).write_text(json.dumps(record), "utf-8")
 
 
-def two_persons(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Loop:
+def two_persons(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Loop:
     """Begin a loop over the projects of Anna and Berta, who have the same slides, with one region proposed to both."""
     stand_in(monkeypatch)
     first = make_project(folder / "anna", "AB")
     second = create_project(folder / "berta")
     for entry in first.entries:
         second.add_image(entry.slide_path, metadata=entry.metadata)
-    loop = begin(first, second, budget_mm2=0.01)
+    loop = begin(first, second, budget_mm2=0.01, **settings)
     propose_round(loop, ProposeOptions(), hush)
     return loop

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import shapely
-from active_projects import CELLS, Region, begin, drawn, first_round, hush, make_project, stand_in, trained, two_persons
+from active_projects import CELLS, Region, drawn, first_round, hush, trained, two_persons
 
 from pyhisto.objects import concat_objects, make_objects
 from qupath_ext.active.collect import collect_round
@@ -15,7 +15,6 @@ from qupath_ext.active.loop import Loop, find_loop
 from qupath_ext.active.propose import ProposeOptions, propose_round
 from qupath_ext.active.truth import truth_changes
 from qupath_ext.errors import ProjectError
-from qupath_ext.project import create_project
 
 POSITIVE, NEGATIVE = CELLS
 
@@ -270,13 +269,7 @@ def test_two_persons_in_one_image_are_told_apart_by_metadata(loop: Loop) -> None
 
 def test_agreement_of_areas_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Anna: 2 x 3600 px²; Berta: one of them; of 192 x 192 px. Dice 2 x 3600 / (7200 + 3600)."""
-    stand_in(monkeypatch)
-    first = make_project(tmp_path / "anna", "AB")
-    second = create_project(tmp_path / "berta")
-    for entry in first.entries:
-        second.add_image(entry.slide_path, metadata=entry.metadata)
-    loop = begin(first, second, target="tissue", budget_mm2=0.01)
-    propose_round(loop, ProposeOptions(), hush)
+    loop = two_persons(tmp_path, monkeypatch, target="tissue")
     anna, berta = Region(loop, project=0), Region(loop, project=1)
     berta.change(remove=[berta.inside.index[0]])
     anna.answer()
