@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pyhisto.bundle.rewrite import has_winograd, join_upsampling, use_winograd
+from pyhisto.bundle.rewrite import has_winograd, join_upsampling, use_winograd, watched
 
 __all__ = [
     "Engine",
@@ -131,14 +131,31 @@ def make_engine(name: str, network: nn.Module, example: torch.Tensor, device: st
     return TorchEngine(network, device, precision)
 
 
-def is_local(network: nn.Module) -> bool:
+def is_local(network: nn.Module, example: torch.Tensor) -> bool:
     """Return whether an output pixel depends on pixels nearby only, so that tiles may be larger than in training.
 
     Squeeze-and-excitation, attention over the whole image, and norms of what is seen at once depend on all of a tile.
+    Layers that a network has and does not use, such as the head of a classifier that became an encoder, do not count.
+
+    Parameters
+    ----------
+    network
+        In evaluation mode.
+    example
+        An input, float (n, channels, h, w), on its device.
     """
     ours = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.GroupNorm, nn.LayerNorm, nn.MultiheadAttention, nn.Linear)
     normed = (nn.modules.instancenorm._InstanceNorm,)
-    return not any(isinstance(module, (*ours, *normed)) for module in network.modules())
+    used: list[nn.Module] = []
+
+    def note(module: nn.Module, inputs: object) -> None:
+        del inputs
+        used.append(module)
+
+    wide = [module for module in network.modules() if isinstance(module, (*ours, *normed))]
+    if wide:
+        watched(network, example, [module.register_forward_pre_hook(note) for module in wide])
+    return not used
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -67,6 +67,7 @@ class Bundle:
         self.notes: tuple[str, ...] = ()
         self._model = model.to(device).eval()
         self._tiles_at_once: int | None = None
+        self._local: bool | None = None
         self.use(TorchEngine(self._model, device))
 
     def use(self, compute: Engine) -> None:
@@ -188,14 +189,24 @@ class Bundle:
         The overlap is that of the description; tiles are larger than in training, so that less of them is overlap,
         but for a network in which an output pixel depends on the whole tile.
         """
-        from pyhisto.bundle.engine import is_local
-
         side, overlap = self.spec.tile_size, self.spec.overlap
-        if not is_local(self._model):
+        if not self._sees_nearby():
             return side, overlap
         most = MOST_TILE_PX[self.device.partition(":")[0]]
         wanted = min(most, STREAM_OVERLAPS * overlap) // self.stride * self.stride
         return max(side, wanted), overlap
+
+    def _sees_nearby(self) -> bool:
+        """Return whether an output pixel depends on pixels nearby only."""
+        if self._local is None:
+            import torch
+
+            from pyhisto.bundle.engine import is_local
+
+            weights = next(self._model.parameters(), torch.zeros(1))
+            shape = 1, len(self.spec.channel_mean), self.spec.tile_size, self.spec.tile_size
+            self._local = is_local(self._model, torch.zeros(shape, dtype=weights.dtype, device=weights.device))
+        return self._local
 
     @property
     def tiles_at_once(self) -> int:

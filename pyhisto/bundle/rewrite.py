@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["fold_batch_norms", "has_winograd", "join_upsampling", "use_winograd", "winograd_share"]
+__all__ = ["fold_batch_norms", "has_winograd", "join_upsampling", "use_winograd", "watched", "winograd_share"]
 
 TOLERANCE = 1e-5
 """Largest difference of an output that rewriting may make, as a share of the largest output (or absolutely below 1)."""
@@ -83,11 +83,11 @@ def _followed(network: nn.Module, example: torch.Tensor) -> dict[str, str]:
             handles.append(module.register_forward_hook(after(name)))
         elif isinstance(module, _BatchNorm) and module.track_running_stats:
             handles.append(module.register_forward_pre_hook(before(name)))
-    _watched(network, example, handles)
+    watched(network, example, handles)
     return {conv: norm for conv, norm in pairs if calls.count(conv) == calls.count(norm) == 1}
 
 
-def _watched(network: nn.Module, example: torch.Tensor, handles: Sequence[RemovableHandle]) -> None:
+def watched(network: nn.Module, example: torch.Tensor, handles: Sequence[RemovableHandle]) -> None:
     """Let an input go through a network whose hooks watch it, and take them off."""
     try:
         with torch.inference_mode():
@@ -216,7 +216,7 @@ def winograd_share(network: nn.Module, example: torch.Tensor) -> float:
         counts[_suits_winograd(module)] += module.weight[0].numel() * output.numel()
 
     handles = [each.register_forward_hook(count) for each in network.modules() if isinstance(each, nn.Conv2d)]
-    _watched(network, example, handles)
+    watched(network, example, handles)
     return counts[True] / max(1, sum(counts.values()))
 
 

@@ -14,9 +14,9 @@ from pyhisto.bundle.files import Bundle
 from pyhisto.errors import ConfigError
 from pyhisto.inference.settings import InferenceSettings
 
-__all__ = ["Box", "NetworkGrid", "network_grids"]
+__all__ = ["Box", "Boxes", "NetworkGrid", "Places", "network_grids", "time_of"]
 
-SIZE_PARTS = 16
+SIZE_PARTS = 8
 """Sizes of tiles that are tried are the largest in such parts, from a quarter on."""
 
 TILE_COST, TILE_COST_PX = 0.6, 280**2
@@ -26,6 +26,9 @@ the convolutions that are fast on large maps prepare their weights for each tile
 Box: TypeAlias = tuple[int, int, int, int]
 """(x0, y0, x1, y1), pixels."""
 
+Boxes: TypeAlias = npt.NDArray[np.int64]
+Places: TypeAlias = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class NetworkGrid:
@@ -33,12 +36,16 @@ class NetworkGrid:
 
     The outer half of a tile's overlap is never used, for there the network sees too little of what lies around. Over
     the rest the weight rises as a squared sine across the edge of the core, so that those of two neighbours sum to 1.
+    Of a tile of which little is wanted, the network sees less: down to `least` px along a side, in steps of `stride`.
     """
 
     width: int
     height: int
     tile_size: int
     overlap: int
+    stride: int = 1
+    least: int | None = None
+    """Smallest side of what the network sees, px; None for no less than the whole tile."""
 
     def __post_init__(self) -> None:
         if not 0 <= 2 * self.overlap < self.tile_size:
@@ -58,12 +65,6 @@ class NetworkGrid:
         return min(self.overlap - self.overlap // 2, self.core // 2)
 
     @property
-    def cost(self) -> float:
-        """Time that a tile takes, in that for a pixel of a large one."""
-        px = self.tile_size**2
-        return px + min(TILE_COST * px, TILE_COST_PX)
-
-    @property
     def shape(self) -> tuple[int, int]:
         """Number of rows and columns."""
         return math.ceil(self.height / self.core), math.ceil(self.width / self.core)
@@ -75,15 +76,40 @@ class NetworkGrid:
         line = np.concatenate([rise, np.ones(self.core - 2 * self.ramp), 1 - rise])
         return np.outer(line, line).astype(np.float32)
 
-    def seen(self, row: int, column: int) -> Box:
-        """Return what the network sees of the area in a tile; may reach beyond the area."""
-        x, y = column * self.core - self.overlap, row * self.core - self.overlap
-        return x, y, x + self.tile_size, y + self.tile_size
-
     def used(self, row: int, column: int) -> Box:
-        """Return the part of a tile whose prediction is used."""
+        """Return the part of a tile whose prediction is used; may reach beyond the area."""
         x, y = column * self.core - self.ramp, row * self.core - self.ramp
         return x, y, x + self.core + 2 * self.ramp, y + self.core + 2 * self.ramp
+
+    def cropped(self, places: Places, wanted: Boxes) -> tuple[Boxes, Boxes]:
+        """Return what the network sees of tiles of which only a part is wanted, and what of that can be used.
+
+        Around what is wanted, the network sees what it sees around the used part of a whole tile, too. Both may reach
+        beyond the area.
+
+        Parameters
+        ----------
+        places
+            int64 (n, 2): row and column of each tile.
+        wanted
+            int64 (n, 4): a box inside its used part.
+        """
+        least = self.tile_size if self.least is None else min(self.least, self.tile_size)
+        outer = self.overlap - self.ramp
+        corner = places[:, ::-1] * self.core - self.overlap
+        low = (wanted[:, :2] - corner - outer) // self.stride * self.stride
+        high = -((corner - outer - wanted[:, 2:]) // self.stride) * self.stride
+        high = np.minimum(np.maximum(high, low + least), self.tile_size)
+        low = np.minimum(low, high - least)
+        seen, usable = (np.hstack([corner + low + rim, corner + high - rim]) for rim in (0, outer))
+        return seen, usable
+
+    def alike(self, places: Places, seen: Boxes) -> Boxes:
+        """Return boxes of one size in which the network sees all that it sees of some tiles, int64 (n, 4)."""
+        corner = places[:, ::-1] * self.core - self.overlap
+        size = (seen[:, 2:] - seen[:, :2]).max(axis=0)
+        low = np.minimum(seen[:, :2] - corner, self.tile_size - size)
+        return np.hstack([corner + low, corner + low + size])
 
     def using(self, box: Box) -> tuple[slice, slice]:
         """Return the rows and columns of the tiles whose used part meets a box."""
@@ -94,11 +120,17 @@ class NetworkGrid:
         return slice(first[0], after[0]), slice(first[1], after[1])
 
 
+def time_of(pixels: npt.NDArray[np.int64]) -> float:
+    """Return the time that tiles of so many pixels take a network, in that for a pixel of a large one."""
+    return float((pixels + np.minimum(TILE_COST * pixels, TILE_COST_PX)).sum())
+
+
 def network_grids(bundle: Bundle, settings: InferenceSettings, width: int, height: int) -> list[NetworkGrid]:
     """Return the grids of a model that may lie over an area of `width` x `height` px, largest tiles first.
 
     Large tiles waste less on overlap, small ones less around a ragged or small region: the sizes lie between what the
-    network was trained on and ``bundle.stream_tile``. Settings that name a size leave that one.
+    network was trained on and ``bundle.stream_tile``, and tiles are cropped to what is wanted of them, but no further
+    than to the former. Settings that name a size leave that one, uncropped.
 
     Raises
     ------
@@ -120,4 +152,4 @@ def network_grids(bundle: Bundle, settings: InferenceSettings, width: int, heigh
     sizes = {math.ceil(part * largest / SIZE_PARTS / stride) * stride for part in parts} | {bundle.spec.tile_size}
     least = max(bundle.spec.tile_size, 2 * overlap + 1)
     fitting = [largest, *sorted((size for size in sizes if least <= size < largest), reverse=True)]
-    return [NetworkGrid(width, height, size, overlap) for size in fitting]
+    return [NetworkGrid(width, height, size, overlap, stride, bundle.spec.tile_size) for size in fitting]

@@ -18,8 +18,8 @@ class InferenceSettings:
     Attributes
     ----------
     tile_size
-        Width and height of what the network sees at once, model px, a multiple of the network's stride; None takes
-        ``bundle.stream_tile``.
+        Width and height of what the network sees at once, model px, a multiple of the network's stride. None takes what
+        suits the model and the region, at most ``bundle.stream_tile``, and crops tiles to the region.
     overlap
         Margin on each side of a tile that the neighbours see too, model px; None takes the bundle's. The outer half of
         it is not used, over the inner half neighbours are blended.

@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -22,9 +22,11 @@ import numpy.typing as npt
 import shapely
 
 from pyhisto.bundle.files import Bundle
-from pyhisto.inference.blending import TilePlan, blended_windows, predicted_tiles
-from pyhisto.inference.grid import Box, NetworkGrid, network_grids
+from pyhisto.inference.blending import blended_windows, predicted_tiles
+from pyhisto.inference.frame import Frame, stream_frame
+from pyhisto.inference.grid import Box, network_grids
 from pyhisto.inference.lens import PLAIN, Lens
+from pyhisto.inference.plan import TilePlan, cheapest_plan, wanted_of_mask, wanted_parts
 from pyhisto.inference.settings import InferenceSettings
 from pyhisto.inference.stages import in_thread, mapped_ahead
 from pyhisto.inference.tilestore import PredictedTile
@@ -47,36 +49,7 @@ WINDOWS_AHEAD = 1
 MOST_READERS = 16
 
 Rgb: TypeAlias = npt.NDArray[np.uint8]
-Flags: TypeAlias = npt.NDArray[np.bool_]
 Progress: TypeAlias = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The pixel grid of a model over a rectangle of the slide.
-
-    Attributes
-    ----------
-    left, top
-        Its corner, level-0 px.
-    width, height
-        Its size, pixels of the grid.
-    downsample
-        Level-0 pixels to one pixel of the grid, (x, y).
-    mpp
-        Pixel size of the grid, µm.
-    """
-
-    left: float
-    top: float
-    width: int
-    height: int
-    downsample: tuple[float, float]
-    mpp: float
-
-    def position(self, x: float, y: float) -> tuple[float, float]:
-        """Return the level-0 px of a point of the grid."""
-        return self.left + x * self.downsample[0], self.top + y * self.downsample[1]
 
 
 @dataclass(frozen=True)
@@ -122,29 +95,6 @@ WindowObserver: TypeAlias = Callable[[PredictedWindow], None]
 """Sees each window of a slide once, in order."""
 
 
-def stream_frame(slide: Slide, bundle: Bundle, region: Any, *, lens: Lens = PLAIN) -> Frame | None:
-    """Return the grid of a model over the bounds of a region, whole pixels inside the slide; None if there is none.
-
-    Raises
-    ------
-    MissingPixelSizeError
-        If the slide's pixel size is not known.
-    """
-    if region.is_empty:
-        return None
-    mpp = bundle.spec.mpp * lens.size
-    downsample = (mpp / slide.mpp[0], mpp / slide.mpp[1])
-    corner, size = [], []
-    for axis, full in enumerate(slide.dimensions):
-        low, high = max(0, math.floor(region.bounds[axis])), min(full, math.ceil(region.bounds[axis + 2]))
-        if high <= low:
-            return None
-        corner.append(float(low))
-        inside = math.floor((full - low) / downsample[axis] + 1e-6)
-        size.append(max(1, min(inside, math.ceil((high - low) / downsample[axis] - 1e-6))))
-    return Frame(corner[0], corner[1], size[0], size[1], downsample, mpp)
-
-
 def stream_windows(
     slide: Slide,
     bundle: Bundle,
@@ -158,8 +108,9 @@ def stream_windows(
     """Predict a region of a slide and yield it window by window.
 
     Where windows are cut changes no value, and the size of the tiles only what the network itself makes of it. Only
-    tiles whose core touches the region are read, each once, with their overlap; beyond the slide's edge its pixels are
-    mirrored. The memory depends on the window and the tile, not on the slide.
+    tiles whose core touches the region are read, each once, with their overlap, and cropped to the region with the
+    margin around it; beyond the slide's edge its pixels are mirrored. The memory depends on the window and the tile,
+    not on the slide.
 
     Parameters
     ----------
@@ -199,8 +150,8 @@ def stream_windows(
         return (window for window in nothing)
     cuts = _cut(frame, settings.window, margin, region)
     grids = network_grids(bundle, settings, frame.width, frame.height)
-    grid, touched = _cheapest((grid, _touched(grid, frame, region)) for grid in grids)
-    plan = TilePlan(grid, touched, tuple(cut.read for cut in cuts))
+    wanted = ((grid, *wanted_parts(grid, frame, region, margin)) for grid in grids)
+    plan = cheapest_plan(wanted, [cut.read for cut in cuts], settings.batch_size or bundle.tiles_at_once)
     reader = _SlideReader(slide, frame, lens)
     return _report(_stream(reader, plan, bundle, settings, cuts, frame, region), len(cuts), progress)
 
@@ -232,22 +183,20 @@ def predict_probabilities(
     """
     settings = settings or InferenceSettings()
     height, width = rgb.shape[:2]
-    rows, columns = np.nonzero(np.ones((height, width), dtype=bool) if wanted is None else wanted)
-    choices = []
-    for grid in network_grids(bundle, settings, width, height):
-        touched = np.zeros(grid.shape, dtype=bool)
-        touched[rows // grid.core, columns // grid.core] = True
-        choices.append((grid, touched))
-    grid, touched = _cheapest(choices)
-    plan = TilePlan(grid, touched, ((0, 0, width, height),))
+    mask = np.ones((height, width), dtype=bool) if wanted is None else wanted
+    grids = network_grids(bundle, settings, width, height)
+    plan = cheapest_plan(
+        ((grid, *wanted_of_mask(grid, mask)) for grid in grids),
+        [(0, 0, width, height)],
+        settings.batch_size or bundle.tiles_at_once,
+    )
 
     def tiles() -> Iterator[tuple[Rgb, Rgb]]:
-        for place in plan.order():
-            tile = _mirrored(grid.seen(*place), plan.reads[0], lambda x0, y0, x1, y1: rgb[y0:y1, x0:x1])
+        for _, box in itertools.chain.from_iterable(plan.batches()):
+            tile = _mirrored(box, plan.reads[0], lambda x0, y0, x1, y1: rgb[y0:y1, x0:x1])
             yield tile, tile
 
-    batch_size = settings.batch_size or bundle.tiles_at_once
-    predicted = predicted_tiles(tiles(), bundle, batch_size=batch_size, flips=settings.flips)
+    predicted = predicted_tiles(tiles(), bundle, batch_size=plan.batch_size, flips=settings.flips)
     classes = len(bundle.spec.classes)
     ((planes, _),) = blended_windows(predicted, plan, classes + settings.flips)
     return planes[:classes]
@@ -271,8 +220,8 @@ def _cut(frame: Frame, window: int, margin: int, region: Any) -> list[_Cut]:
         for x0, y0, x1, y1 in cores
     ]
     shapely.prepare(region)
-    touched = shapely.intersects(region, _level0(frame, cores))
-    inside = shapely.contains_properly(region, _level0(frame, reads))
+    touched = shapely.intersects(region, frame.boxes(np.array(cores)))
+    inside = shapely.contains_properly(region, frame.boxes(np.array(reads)))
     found = zip(reads, cores, inside.tolist(), touched, strict=True)
     return [_Cut(read, core, within) for read, core, within, touches in found if touches]
 
@@ -283,29 +232,6 @@ def _edges(length: int, size: int) -> list[int]:
     if len(edges) > 2 and edges[-1] - edges[-2] < size / 4:
         del edges[-2]
     return edges
-
-
-def _cheapest(choices: Iterable[tuple[NetworkGrid, Flags]]) -> tuple[NetworkGrid, Flags]:
-    """Return the grid whose tiles are predicted soonest, with which tiles these are."""
-    return min(choices, key=lambda choice: int(choice[1].sum()) * choice[0].cost)
-
-
-def _touched(grid: NetworkGrid, frame: Frame, region: Any) -> Flags:
-    """Return which tiles have a core that touches the region, bool, shape of the grid."""
-    rows, columns = grid.shape
-    out = np.zeros((rows, columns), dtype=bool)
-    shapely.prepare(region)
-    for row in range(rows):
-        y0, y1 = row * grid.core, min((row + 1) * grid.core, frame.height)
-        cores = [(x, y0, min(x + grid.core, frame.width), y1) for x in range(0, columns * grid.core, grid.core)]
-        out[row] = shapely.intersects(region, _level0(frame, cores))
-    return out
-
-
-def _level0(frame: Frame, boxes: list[Box]) -> Any:
-    """Return boxes of the frame as polygons, level-0 px."""
-    corner, step = np.array([frame.left, frame.top] * 2), np.array(frame.downsample * 2)
-    return shapely.box(*(np.array(boxes) * step + corner).T)
 
 
 class _SlideReader:
@@ -355,19 +281,18 @@ def _stream(
     region: Any,
 ) -> Generator[PredictedWindow, None, None]:
     """Yield windows; reading, predicting and blending go on in threads of their own."""
-    batch_size = settings.batch_size or bundle.tiles_at_once
     readers = settings.readers or min(MOST_READERS, os.cpu_count() or 1)
     classes = len(bundle.spec.classes)
     stop = threading.Event()
 
     def predicted() -> Generator[PredictedTile, None, None]:
-        boxes = (plan.grid.seen(*place) for place in plan.order())
-        with closing(mapped_ahead(reader.read, boxes, threads=readers, ahead=readers + batch_size)) as read:
-            yield from predicted_tiles(read, bundle, batch_size=batch_size, flips=settings.flips)
+        boxes = (box for _, box in itertools.chain.from_iterable(plan.batches()))
+        with closing(mapped_ahead(reader.read, boxes, threads=readers, ahead=readers + plan.batch_size)) as read:
+            yield from predicted_tiles(read, bundle, batch_size=plan.batch_size, flips=settings.flips)
 
     def windows() -> Generator[PredictedWindow, None, None]:
         with (
-            closing(in_thread(predicted(), stop, depth=batch_size)) as tiles,
+            closing(in_thread(predicted(), stop, depth=plan.batch_size)) as tiles,
             closing(blended_windows(tiles, plan, classes + settings.flips)) as blended,
         ):
             for number, (cut, (planes, rgb)) in enumerate(zip(cuts, blended, strict=False)):  # fewer when stopped

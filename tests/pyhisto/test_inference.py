@@ -97,6 +97,20 @@ def test_tiles_that_nobody_wants_are_left_out() -> None:
     assert (found[0, :22] == 1).all()
 
 
+def test_tiles_of_an_image_are_cropped_to_what_is_wanted() -> None:
+    rgb = noise(300, 300)
+    wanted = np.zeros((300, 300), dtype=bool)
+    wanted[100:130, 30:230] = True
+    bundle = ByColour(replace(SPEC, tile_size=64, overlap=8))
+    bundle.stream_tile = (160, 8)
+    settings = InferenceSettings(batch_size=1)
+    found = predict_probabilities(rgb, bundle, wanted=wanted, settings=settings)  # type: ignore[arg-type]
+    np.testing.assert_allclose(found[1][wanted], rgb[wanted][:, 0] / 255, atol=3e-7)
+    # tiles of 160 px with cores of 144, used from -4 to 148 and from 140 to 292: 4 px around what is wanted of that,
+    # 4 more that are seen, and 64 px at least
+    assert [tile.shape[:2] for tile in bundle.tiles] == [(64, 130), (64, 102)]
+
+
 def test_a_window_of_a_slide_costs_no_tile_more_than_its_cores(nests: Path) -> None:
     bundle = ByColour()
     with Slide(nests) as slide:

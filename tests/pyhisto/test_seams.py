@@ -114,6 +114,18 @@ def test_cells(path: Path) -> None:
         assert_same(table.geometry.to_numpy(), whole.geometry.to_numpy())
 
 
+def test_cropped_tiles(path: Path) -> None:
+    """What the network sees of a tile is cropped to the region; its cells are as if it had seen the whole tile."""
+    names = [("background", None), ("positive", "Positive"), ("ring", None), ("negative", "Negative"), ("ring 2", None)]
+    region = shapely.Point(260, 250).buffer(200).difference(shapely.box(0, 200, 300, 330))
+    with Slide(path) as slide:
+        bundle = bundle_of("cell_detection", names, slide, NUMBERS)
+        whole = predict_cells(slide, bundle, stains=H_DAB, region=region, settings=WHOLE)  # type: ignore[arg-type]
+        cropped = predict_cells(slide, bundle, stains=H_DAB, region=region)  # type: ignore[arg-type]
+    assert len(whole) > 10
+    assert_same(cropped["nucleus"].to_numpy(), whole["nucleus"].to_numpy())
+
+
 def test_tissue(path: Path) -> None:
     numbers = dict.fromkeys(("min_area_um2", "min_hole_area_um2"), 20.0) | {"sigma_um": 2.0, "simplify_um": 0.5}
     with Slide(path) as slide:

@@ -16,7 +16,9 @@ import shapely
 
 from pyhisto.bundle.files import ModelClass, ModelSpec
 from pyhisto.errors import ConfigError, SlideError
-from pyhisto.inference import InferenceSettings, Lens, PredictedWindow, stream_windows
+from pyhisto.inference import Frame, InferenceSettings, Lens, PredictedWindow, stream_windows
+from pyhisto.inference.grid import NetworkGrid
+from pyhisto.inference.plan import wanted_parts
 from pyhisto.inference.tilestore import TileStore
 from pyhisto.slide import Slide
 
@@ -287,16 +289,66 @@ def test_tiles_are_as_large_as_the_region_makes_cheapest(noisy: Path) -> None:
     corners = shapely.MultiPolygon([shapely.box(0, 0, 9, 9), shapely.box(322, 260, 333, 270)])
     with Slide(noisy) as slide:
         list(stream(slide, bundle, shapely.box(0, 0, 60, 60)))  # 1 tile of 128
-        list(stream(slide, bundle, shapely.box(0, 0, 250, 200)))  # 1 of 320; 12 of 128 and 4 of 192 are more pixels
+        # one tile, cropped to the region and 32 px around it; 12 of 128 and 4 of 192 are more pixels
+        list(stream(slide, bundle, shapely.box(0, 0, 250, 200)))
         list(stream(slide, bundle, corners))  # 2 of 128
         bundle.spec = replace(SPEC, tile_size=256)  # no smaller than in training
         list(stream(slide, bundle, shapely.box(0, 0, 60, 60)))
-    assert [batch.shape[:2] for batch in bundle.batches] == [(1, 128), (1, 320), (2, 128), (1, 256)]
+    sizes = [batch.shape[:3] for batch in bundle.batches]
+    assert sizes == [(1, 128, 128), (1, 264, 314), (2, 128, 128), (1, 256, 256)]
 
 
-@pytest.mark.parametrize(("spots", "expected"), [(9, (8, 128)), (10, (1, 416))])
+def test_tiles_are_cropped_to_the_region() -> None:
+    """Cores of 96 px, 8 px used beyond them, 8 more are seen; in steps of 16 px and no less than 64."""
+    grid = NetworkGrid(300, 300, tile_size=128, overlap=16, stride=16, least=64)
+    frame = Frame(1000.0, 2000.0, 300, 300, (2.0, 2.0), 1.0)
+
+    def level0(x0: float, y0: float, x1: float, y1: float) -> Any:
+        return shapely.box(1000 + 2 * x0, 2000 + 2 * y0, 1000 + 2 * x1, 2000 + 2 * y1)
+
+    places, wanted = wanted_parts(grid, frame, level0(100, 100, 130, 120), 0)
+    assert places.tolist() == [[1, 1]]
+    assert wanted.tolist() == [[92, 92, 138, 128]]  # 8 px around it
+    seen, parts = grid.cropped(places, wanted)
+    # the whole tile would be seen from 80 to 208 px and used from 88 to 200
+    assert seen.tolist() == [[80, 80, 160, 144]]
+    assert parts.tolist() == [[88, 88, 152, 136]]
+    places, wanted = wanted_parts(grid, frame, level0(170, 10, 210, 90), 5000)  # two tiles
+    assert places.tolist() == [[0, 1], [0, 2]]
+    assert wanted.tolist() == [[88, -8, 200, 104], [184, -8, 296, 104]]  # as far as they are used
+    far_right = level0(200, 40, 260, 60).union(level0(250, 40, 255, 220))
+    places, wanted = wanted_parts(grid, frame, far_right, 20)
+    assert places.tolist() == [[0, 2], [1, 2], [2, 2]]
+    assert wanted.tolist() == [[184, 20, 280, 104], [230, 88, 275, 200], [230, 184, 275, 240]]
+
+
+def test_tiles_of_a_batch_are_of_one_size() -> None:
+    grid = NetworkGrid(300, 300, tile_size=128, overlap=16, stride=16, least=32)
+    places = np.array([[0, 0], [1, 2]])
+    seen = np.array([[-16, 0, 32, 112], [240, 128, 304, 192]])  # 48 x 112 and 64 x 64 px
+    # the second cannot be 112 px high below 128: its tile is seen from 80 to 208
+    assert grid.alike(places, seen).tolist() == [[-16, 0, 48, 112], [240, 96, 304, 208]]
+
+
+def test_cropped_tiles_give_the_pixels_of_the_region(noisy: Path) -> None:
+    region = shapely.LineString([(20, 20), (310, 250)]).buffer(15, cap_style="square")
+    predicted = []
+    with Slide(noisy) as slide:
+        for options in ({}, {"tile_size": 128}):
+            bundle = Colours((128, 16), replace(SPEC, tile_size=64))
+            for window in stream(slide, bundle, region, window=70, margin=9, batch_size=1, **options):
+                inside = window.wanted
+                y, x = (at + start for at, start in zip(np.nonzero(inside), window.read[1::-1], strict=True))
+                pixels = IMAGE[y + int(window.frame.top), x + int(window.frame.left)]
+                np.testing.assert_array_equal(window.rgb[inside], pixels)
+                np.testing.assert_allclose(window.probability[:, inside], pixels.T / 255, atol=3e-7)
+            predicted.append(sum(batch.size for batch in bundle.batches))
+    assert predicted[0] < 0.7 * predicted[1]
+
+
+@pytest.mark.parametrize(("spots", "expected"), [(7, (7, 128)), (8, (1, 324))])
 def test_many_small_tiles_take_longer_than_their_pixels(noisy: Path, spots: int, expected: tuple[int, int]) -> None:
-    """Of 10 tiles of 128 px a pixel counts 1.6: 262 144; one of 416 counts 173 056 + 78 400, less than 10, not 9."""
+    """One tile around all, 388 x 324 px, each counted 1.6 times, is 201 139: less than 8 of 128 px, not than 7."""
     bundle = Colours((512, 32), replace(SPEC, tile_size=128))
     cells = [(0, 0), (5, 3), (2, 4), (2, 0), (4, 0), (5, 1), (1, 1), (3, 2), (0, 3), (4, 4)][:spots]
     region = shapely.MultiPolygon(
