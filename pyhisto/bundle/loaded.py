@@ -281,4 +281,4 @@ def normalise(tiles: Any, spec: ModelSpec) -> Any:
     x = tiles.permute(0, 3, 1, 2).float().div_(255)
     mean = torch.tensor(spec.channel_mean, device=x.device).view(1, -1, 1, 1)
     std = torch.tensor(spec.channel_std, device=x.device).view(1, -1, 1, 1)
-    return (x - mean) / std
+    return x.sub_(mean).div_(std)

@@ -66,7 +66,7 @@ def blended_windows(
                 own, colours = tile
                 number, seen = next(arriving)
                 inside, _ = _shared(seen, plan.part(number))
-                store.put(number, (own[(slice(None), *inside)].astype(np.float32, "C"), colours[inside].copy()))
+                store.put(number, (own[(slice(None), *inside)], colours[inside]))
             yield blend(plan, read, needed, store, planes)
             for number in needed:
                 uses[number] -= 1

@@ -63,9 +63,9 @@ class HeatMaps:
         x, y = window.core[0] // factor, window.core[1] // factor
         probability = window.probability[(slice(1, None), *window.own)] * window.wanted[window.own]
         missing = [(0, -length % factor) for length in probability.shape[1:]]
-        cells = np.pad(probability, ((0, 0), *missing)).reshape(
-            self.classes, -(-probability.shape[1] // factor), factor, -1, factor
-        )
+        if any(after for _, after in missing):
+            probability = np.pad(probability, ((0, 0), *missing))
+        cells = probability.reshape(self.classes, probability.shape[1] // factor, factor, -1, factor)
         coarse = np.round(cells.mean(axis=(2, 4)) * 255).astype(np.uint8)
         if y != self._top or not len(self._band):
             self._flush()

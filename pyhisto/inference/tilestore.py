@@ -15,12 +15,18 @@ __all__ = ["PredictedTile", "TileStore"]
 PredictedTile: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 """Planes float32 (n, H, W) and RGB uint8 (H, W, 3) of the used part of a tile."""
 
+_Block: TypeAlias = npt.NDArray[np.uint8]
+
 RESIDENT_BYTES = 32 << 20
 """Memory for tiles; what is beyond it, the rims of a wide slide, goes to the file."""
 
 
 class TileStore:
     """Tiles by their numbers; the least recently used ones leave the memory first.
+
+    Tiles are copied into a few blocks of memory that are used again and again: kept one by one, for as long as they are
+    needed, they would lie scattered over the memory that shorter-lived arrays leave, which the process could then not
+    give back.
 
     Parameters
     ----------
@@ -32,19 +38,22 @@ class TileStore:
 
     def __init__(self, planes: int, size: int, resident_bytes: int = RESIDENT_BYTES) -> None:
         self._planes = planes
-        self._slot_bytes = _bytes(planes, size, size)
+        self._slot_bytes = (4 * planes + 3) * size * size
         self._most = max(1, resident_bytes // self._slot_bytes)
-        self._resident: OrderedDict[int, PredictedTile] = OrderedDict()
-        self._slots: dict[int, tuple[int, int, int]] = {}
-        """Place in the file, height and width."""
+        self._shapes: dict[int, tuple[int, int]] = {}
+        self._resident: OrderedDict[int, _Block] = OrderedDict()
+        self._blocks: list[_Block] = []
+        """Those that no tile is in."""
+        self._slots: dict[int, int] = {}
+        """Places in the file."""
         self._free: list[int] = []
         self._file: IO[bytes] | None = None
 
     def __len__(self) -> int:
-        return len(self._resident.keys() | self._slots.keys())
+        return len(self._shapes)
 
     def __contains__(self, key: int) -> bool:
-        return key in self._resident or key in self._slots
+        return key in self._shapes
 
     @property
     def resident(self) -> int:
@@ -52,32 +61,35 @@ class TileStore:
         return len(self._resident)
 
     def put(self, key: int, tile: PredictedTile) -> None:
-        """Keep a tile."""
-        self._resident[key] = tile
-        self._resident.move_to_end(key)
-        while len(self._resident) > self._most:
-            oldest, evicted = self._resident.popitem(last=False)
-            if oldest not in self._slots:
-                self._write(oldest, evicted)
+        """Keep a copy of a tile."""
+        self.drop(key)
+        planes, rgb = tile
+        self._shapes[key] = rgb.shape[0], rgb.shape[1]
+        self._resident[key] = self._block()
+        kept = self._tile(key)
+        kept[0][...], kept[1][...] = planes, rgb
 
     def get(self, key: int) -> PredictedTile:
-        """Return a tile that was put here."""
-        tile = self._resident.get(key)
-        if tile is None:
-            tile = self._read(key)
-        self.put(key, tile)
-        return tile
+        """Return a tile that was put here; to be used before the next call."""
+        if key not in self._resident:
+            self._read(key)
+        self._resident.move_to_end(key)
+        return self._tile(key)
 
     def drop(self, key: int) -> None:
         """Forget a tile."""
-        self._resident.pop(key, None)
-        slot = self._slots.pop(key, None)
+        self._shapes.pop(key, None)
+        block, slot = self._resident.pop(key, None), self._slots.pop(key, None)
+        if block is not None:
+            self._blocks.append(block)
         if slot is not None:
-            self._free.append(slot[0])
+            self._free.append(slot)
 
     def close(self) -> None:
         """Delete the file and forget all tiles."""
+        self._shapes.clear()
         self._resident.clear()
+        self._blocks.clear()
         self._slots.clear()
         if self._file is not None:
             self._file.close()
@@ -91,28 +103,35 @@ class TileStore:
     ) -> None:
         self.close()
 
-    def _write(self, key: int, tile: PredictedTile) -> None:
+    def _tile(self, key: int) -> PredictedTile:
+        """Return the arrays of a tile in memory."""
+        height, width = self._shapes[key]
+        raw = self._resident[key][: (4 * self._planes + 3) * height * width]
+        planes, rgb = raw[: 4 * self._planes * height * width], raw[4 * self._planes * height * width :]
+        return planes.view(np.float32).reshape(self._planes, height, width), rgb.reshape(height, width, 3)
+
+    def _block(self) -> _Block:
+        """Return memory for a tile: the least recently used one is written into the file where there is none left."""
+        if self._blocks:
+            return self._blocks.pop()
+        if len(self._resident) < self._most:
+            return np.empty(self._slot_bytes, dtype=np.uint8)
+        oldest, block = self._resident.popitem(last=False)
+        if oldest not in self._slots:
+            self._write(oldest, block)
+        return block
+
+    def _write(self, key: int, block: _Block) -> None:
         if self._file is None:
             self._file = tempfile.TemporaryFile(prefix="qupath-ext-tiles-")  # noqa: SIM115 - closed by close()
-        slot = self._free.pop() if self._free else len(self._slots)
-        height, width = tile[1].shape[:2]
-        self._slots[key] = slot, height, width
-        self._file.seek(slot * self._slot_bytes)
-        self._file.write(np.ascontiguousarray(tile[0]).data)
-        self._file.write(np.ascontiguousarray(tile[1]).data)
+        self._slots[key] = self._free.pop() if self._free else len(self._slots)
+        self._file.seek(self._slots[key] * self._slot_bytes)
+        self._file.write(block.data)
 
-    def _read(self, key: int) -> PredictedTile:
+    def _read(self, key: int) -> None:
         if self._file is None or key not in self._slots:
             raise KeyError(key)
-        slot, height, width = self._slots[key]
-        self._file.seek(slot * self._slot_bytes)
-        raw = self._file.read(_bytes(self._planes, height, width))
-        size = height * width
-        planes = np.frombuffer(raw, dtype=np.float32, count=self._planes * size)
-        rgb = np.frombuffer(raw, dtype=np.uint8, offset=planes.nbytes)
-        return planes.reshape(self._planes, height, width), rgb.reshape(height, width, 3)
-
-
-def _bytes(planes: int, height: int, width: int) -> int:
-    """Return what a tile takes in the file."""
-    return (4 * planes + 3) * height * width
+        block = self._block()
+        self._file.seek(self._slots[key] * self._slot_bytes)
+        self._file.readinto(block.data)  # type: ignore[attr-defined]
+        self._resident[key] = block
