@@ -7,7 +7,6 @@ them. Points are (x, y) in pixels of the label image, pixel (row, column) coveri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,7 +16,7 @@ import shapely
 
 from pyhisto.loops import outlines, shapes
 
-__all__ = ["Contours", "concat_contours", "select_contours", "simplify_contours", "smooth_contours", "trace_labels"]
+__all__ = ["Contours", "select_contours", "simplify_contours", "smooth_contours", "smooth_labels", "trace_labels"]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.intp]
@@ -48,11 +47,11 @@ class Contours:
 
     def areas(self) -> FloatArray:
         """Area inside each outline by the shoelace formula, px², float64 (n,)."""
-        return shapes.lengths_and_areas(self.xy, self.offsets)[1]
+        return shapes.areas(self.xy, self.offsets)
 
     def perimeters(self) -> FloatArray:
         """Length of each outline, px, float64 (n,)."""
-        return shapes.lengths_and_areas(self.xy, self.offsets)[0]
+        return shapes.lengths(self.xy, self.offsets)
 
     def scaled(self, scale: tuple[float, float], origin: tuple[float, float]) -> Contours:
         """Return the outlines in another frame: ``xy * scale + origin``."""
@@ -65,13 +64,6 @@ class Contours:
     def _placed(self, scale: tuple[float, float], origin: FloatArray) -> Contours:
         step = np.array(scale, dtype=np.float64)
         return Contours(outlines.placed(self.xy, self.offsets, step, np.ascontiguousarray(origin)), self.offsets)
-
-    def first_points(self) -> FloatArray:
-        """Return the first point of each outline, float64 (n, 2); 0 for one without points."""
-        out = np.zeros((len(self), 2))
-        filled = self.counts > 0
-        out[filled] = self.xy[self.offsets[:-1][filled]]
-        return out
 
     def polygons(self) -> npt.NDArray[Any]:
         """Return shapely polygons, object (n,); outlines that touch themselves are repaired, empty ones None.
@@ -100,13 +92,6 @@ def select_contours(contours: Contours, index: IntArray) -> Contours:
     return Contours(contours.xy[source], offsets)
 
 
-def concat_contours(several: Sequence[Contours]) -> Contours:
-    """Return the outlines of all, one after the other."""
-    shift = np.cumsum([0, *(len(contours.xy) for contours in several)])
-    offsets = [contours.offsets[1:] + at for contours, at in zip(several, shift[:-1], strict=True)]
-    return Contours(np.concatenate([contours.xy for contours in several]), np.concatenate([shift[:1], *offsets]))
-
-
 def trace_labels(labels: npt.NDArray[np.integer[Any]], n: int | None = None) -> Contours:
     """Trace the outer outline of every label along the pixel edges.
 
@@ -126,10 +111,7 @@ def trace_labels(labels: npt.NDArray[np.integer[Any]], n: int | None = None) -> 
         at the first corner after the right end of the region's topmost row.
     """
     n = int(labels.max(initial=0)) if n is None else n
-    inner = np.ascontiguousarray(labels, dtype=np.int32)
-    sides = (inner[:1], inner[-1:], inner[:, :1], inner[:, -1:])
-    rim = int(any(((side > 0) & (side <= n)).any() for side in sides))
-    return Contours(*outlines.trace(np.pad(inner, rim) if rim else inner, n, rim))
+    return Contours(*outlines.trace(np.ascontiguousarray(labels, dtype=np.int32), n))
 
 
 def smooth_contours(contours: Contours) -> Contours:
@@ -139,6 +121,19 @@ def smooth_contours(contours: Contours) -> Contours:
     a copy of its first point; then points are set at equal chords of 2 px (less for outlines of fewer than 20 points).
     """
     return Contours(*outlines.smooth(contours.xy, contours.offsets))
+
+
+def smooth_labels(labels: npt.NDArray[np.integer[Any]], n: int) -> tuple[Contours, FloatArray]:
+    """Trace labels 1 to n as :func:`trace_labels` does and smooth them as :func:`smooth_contours` does.
+
+    Returns
+    -------
+    tuple
+        n outlines, each relative to the point where the traced one starts, so that no digit depends on where it lies;
+        and those points, float64 (n, 2), 0 for a label that does not occur.
+    """
+    xy, offsets, first = outlines.trace_smoothly(np.ascontiguousarray(labels, dtype=np.int32), n)
+    return Contours(xy, offsets), first
 
 
 def simplify_contours(contours: Contours, altitude: float) -> Contours:

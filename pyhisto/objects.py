@@ -156,9 +156,7 @@ def make_objects(
         "metadata": column(columns.get("metadata"), "metadata"),
     }
     if columns.get("class_probability") is not None:
-        data["class_probability"] = np.broadcast_to(
-            np.asarray(columns["class_probability"], dtype=np.float64), n
-        ).copy()
+        data["class_probability"] = np.broadcast_to(np.asarray(columns["class_probability"], dtype=np.float64), n)
     if columns.get("missing") is not None:
         data["missing"] = np.asarray(column(columns["missing"], "missing"), dtype=bool)
     for name, values in (measurements or {}).items():
@@ -195,7 +193,7 @@ def _measurement(name: str, values: Any, n: int) -> np.ndarray[Any, Any]:
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.ndim and numbers.shape != (n,):
         raise ObjectTableError(f"{numbers.size} values of {name!r} for {n} objects", expected="one for each object")
-    return np.broadcast_to(numbers, (n,)).copy()
+    return np.broadcast_to(numbers, (n,))
 
 
 def _repeat(value: Any, n: int) -> np.ndarray[Any, Any]:
@@ -205,6 +203,8 @@ def _repeat(value: Any, n: int) -> np.ndarray[Any, Any]:
 
 
 def _as_objects(values: Any) -> np.ndarray[Any, Any]:
+    if isinstance(values, np.ndarray) and values.dtype == object and values.ndim == 1:
+        return values
     out = np.empty(len(values), dtype=object)
     out[:] = list(values)
     return out

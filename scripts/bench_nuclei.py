@@ -22,7 +22,8 @@ import numpy.typing as npt
 import scipy.ndimage as ndi
 
 from pyhisto.contours import Contours
-from pyhisto.inference import Frame, InferenceSettings, PredictedWindow
+from pyhisto.heap import keep_freed_memory
+from pyhisto.inference import Frame, PredictedWindow
 from pyhisto.nuclei import network
 from pyhisto.nuclei.network import CellFinder
 from pyhisto.stain import H_DAB
@@ -40,7 +41,7 @@ STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "peaks": ((network, "nucleus_probability"), (network, "find_peaks")),
     "nuclei": ((network, "darkness"), (network, "label_peaks")),
     "growth": ((network, "expand_cells"),),
-    "outlines": ((network, "trace_labels"), (network, "smooth_contours"), (network, "simplify_contours")),
+    "outlines": ((network, "smooth_labels"), (network, "simplify_contours")),
     "measurements": ((network, "stain_images"), (network, "cell_measurements")),
     "classes": ((network.loops, "votes"),),
     "polygons": ((Contours, "polygons"),),
@@ -131,10 +132,11 @@ def main() -> None:
     parser.add_argument(
         "--window",
         type=int,
-        default=InferenceSettings().window,
+        default=network.WINDOW_PX,
         help="side of a window's own part, px; as in inference",
     )
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     rgb, probability, each = pattern(arguments.density)
     needed = math.sqrt(arguments.nuclei / each) * PERIOD_PX / arguments.window
     columns = max(1, round(needed))

@@ -24,7 +24,8 @@ class InferenceSettings:
         Margin on each side of a tile that the neighbours see too, model px; None takes the bundle's. The outer half of
         it is not used, over the inner half neighbours are blended.
     window
-        Width and height of the own part of a window, model px; what bounds the memory.
+        Width and height of the own part of a window, model px; what bounds the memory. None takes 1024 for tissue, and
+        2048 for cells, whose windows overlap.
     flips
         Predict each tile also flipped left to right, upside down and both, and take the mean.
     readers
@@ -40,7 +41,7 @@ class InferenceSettings:
 
     tile_size: int | None = None
     overlap: int | None = None
-    window: int = 1024
+    window: int | None = None
     flips: bool = False
     readers: int | None = None
     batch_size: int | None = None

@@ -44,6 +44,9 @@ __all__ = [
     "stream_windows",
 ]
 
+WINDOW_PX = 1024
+"""Width and height of the own part of a window where the settings name none."""
+
 WINDOWS_AHEAD = 1
 """Finished windows that may wait for whoever takes them."""
 
@@ -149,7 +152,7 @@ def stream_windows(
     if frame is None:
         nothing: tuple[PredictedWindow, ...] = ()
         return (window for window in nothing)
-    cuts = _cut(frame, settings.window, margin, region)
+    cuts = _cut(frame, settings.window or WINDOW_PX, margin, region)
     grids = network_grids(bundle, settings, frame.width, frame.height)
     wanted = ((grid, *wanted_parts(grid, frame, region, margin)) for grid in grids)
     plan = cheapest_plan(wanted, [cut.read for cut in cuts], settings.batch_size or bundle.tiles_at_once)

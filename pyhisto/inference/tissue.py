@@ -15,7 +15,7 @@ from pyhisto.inference.cascade import heated
 from pyhisto.inference.heat import HeatMaps, heat_factor
 from pyhisto.inference.lens import PLAIN, Lens
 from pyhisto.inference.settings import InferenceSettings
-from pyhisto.inference.stream import Frame, Progress, WindowObserver, stream_frame, stream_windows
+from pyhisto.inference.stream import WINDOW_PX, Frame, Progress, WindowObserver, stream_frame, stream_windows
 from pyhisto.labels import PolygonSettings
 from pyhisto.objects import concat_objects, empty_objects, make_objects
 from pyhisto.slide import Slide
@@ -84,7 +84,7 @@ def predict_tissue(
     if spec.cascade is not None:
         slide, bundle, lens = heated(slide, bundle, region, lens=lens, settings=settings, progress=progress)
     factor = heat_factor(frame.mpp)
-    settings = replace(settings, window=-(-settings.window // factor) * factor)
+    settings = replace(settings, window=-(-(settings.window or WINDOW_PX) // factor) * factor)
     watching = tuple(observers)
     with HeatMaps(len(spec.classes) - 1, frame.width, frame.height, factor) as heat:
         for window in stream_windows(slide, bundle, region, settings=settings, lens=lens, progress=progress):

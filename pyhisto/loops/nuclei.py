@@ -11,14 +11,13 @@ import numpy.typing as npt
 from pyhisto.loops.compiled import compiled
 
 __all__ = [
-    "block_sums",
     "blur",
-    "core_means",
+    "chosen",
     "disks",
     "find_peaks",
+    "is_even",
     "make_whole",
     "open_labels",
-    "quantised",
     "separate",
     "stained_part",
     "votes",
@@ -27,12 +26,10 @@ __all__ = [
 FloatImage: TypeAlias = npt.NDArray[np.float32]
 Labels: TypeAlias = npt.NDArray[np.int32]
 Mask: TypeAlias = npt.NDArray[np.bool_]
-Places: TypeAlias = npt.NDArray[np.int64]
+Places: TypeAlias = npt.NDArray[np.int32]
 """Pixels as indices of the flat image, in raster order."""
 
 Table: TypeAlias = npt.NDArray[np.float64]
-Blocks: TypeAlias = tuple[int, int, int]
-"""Side of a block, and how far above and left of the image the first block begins, px."""
 
 _GROUND, _PART, _CORE, _AROUND, _WALL = 0, 1, 2, 3, 4
 """Pixels of the window of one label: other, of the label, of a part with core, connected to the outside, its rim."""
@@ -84,6 +81,16 @@ def _mirrored(i: int, length: int) -> int:
     """Return the index that a place beyond the edge shows: d c b a | a b c d | d c b a."""
     i %= 2 * length
     return i if i < length else 2 * length - 1 - i
+
+
+@compiled
+def is_even(image: FloatImage) -> bool:
+    """Return whether all pixels are equal, or there are none."""
+    values = image.ravel()
+    i = 1
+    while i < len(values) and values[i] == values[0]:
+        i += 1
+    return i >= len(values)
 
 
 @compiled
@@ -146,108 +153,56 @@ def disks(shape: tuple[int, int], peaks: npt.NDArray[np.int64], radius: float) -
     for i in range(len(peaks)):
         y, x = peaks[i]
         for row in range(max(0, y - reach), min(height, y + reach + 1)):
-            along = half[abs(row - y)]
-            for column in range(max(0, x - along), min(width, x + along + 1)):
-                out[row, column] = True
+            along, line = half[abs(row - y)], out[row]
+            line[max(0, x - along) : min(width, x + along + 1)] = True
     return out
 
 
 @compiled
-def quantised(image: FloatImage, where: npt.NDArray[np.bool_], levels: int) -> Labels:
-    """Return levels 0 (image is 1 or more) to `levels` - 1 (0 or less), -1 outside `where` and on a border around all.
+def chosen(core: Mask, where: Mask, dark: FloatImage, offset: tuple[int, int], least: float) -> Places:
+    """Return the pixels that are in a core, or anywhere they may be and no paler than a value, in raster order.
 
-    int32 (H + 2, W + 2).
+    The cores, bool (H, W), whose border is none, have their corner at `offset`, (row, column), of the other two.
     """
-    height, width = image.shape
-    out = np.full((height + 2, width + 2), -1, dtype=np.int32)
-    none, most, outside = np.float32(0), np.float32(levels - 1), np.int32(-1)
-    for y in range(height):
-        row, values, here = out[y + 1, 1:-1], image[y], where[y]
-        for x in range(width):
-            level = (np.float32(1) - values[x]) * most
-            level = level if level > none else none
-            level = level if level < most else most
-            row[x] = np.int32(level) if here[x] else outside
-    return out
-
-
-@compiled
-def block_sums(image: FloatImage, near: Mask, blocks: Blocks) -> FloatImage:
-    """Return sum and number of the pixels that are not `near` in blocks, float32 (2, rows, columns)."""
-    height, width = image.shape
-    side, top, left = blocks
-    rows, columns = (height + top + side - 1) // side, (width + left + side - 1) // side
-    out = np.zeros((2, rows, columns), dtype=np.float32)
-    far, count = np.zeros(columns * side, dtype=np.float32), np.zeros(columns * side, dtype=np.float32)
-    none, one = np.float32(0), np.float32(1)
-    for y in range(height):
-        values, taken, here, number = image[y], near[y], far[left : left + width], count[left : left + width]
-        for x in range(width):
-            value = values[x]
-            here[x] = none if taken[x] else value
-            number[x] = none if taken[x] else one
-        total, numbers = out[0, (y + top) // side], out[1, (y + top) // side]
-        for x in range(side):
-            for column in range(columns):
-                total[column] += far[column * side + x]
-                numbers[column] += count[column * side + x]
-    return out
-
-
-@compiled
-def core_means(
-    dark: FloatImage, offset: tuple[int, int], ground: FloatImage, blocks: Blocks, labels: Labels, core: Places, n: int
-) -> Table:
-    """Return the mean darkness and the mean ground of the core pixels of each label, float64 (n, 2); NaN for none.
-
-    The label image has its corner at `offset`, (row, column), of the darkness; the ground has a value a block, and is
-    sampled between their centres.
-    """
-    wide, own = labels.shape[1], labels.ravel()
-    side, top, left = blocks
-    rows, columns = ground.shape
-    sums, count = np.zeros((n, 2)), np.zeros(n)
-    y, begin = offset[0], 0
-    for p in core:
-        while p >= begin + wide:
-            y, begin = y + 1, begin + wide
-        label, x = own[p], p - begin + offset[1]
-        if label <= 0:
-            continue
-        v = min(max((y + top + 0.5) / side - 0.5, 0.0), rows - 1.0)
-        u = min(max((x + left + 0.5) / side - 0.5, 0.0), columns - 1.0)
-        r, c = min(math.floor(v), max(rows - 2, 0)), min(math.floor(u), max(columns - 2, 0))
-        below, right = min(r + 1, rows - 1), min(c + 1, columns - 1)
-        fv, fu = v - r, u - c
-        upper = ground[r, c] * (1 - fu) + ground[r, right] * fu
-        lower = ground[below, c] * (1 - fu) + ground[below, right] * fu
-        sums[label - 1, 0] += dark[y, x]
-        sums[label - 1, 1] += upper * (1 - fv) + lower * fv
-        count[label - 1] += 1
-    for i in range(n):
-        sums[i, 0] /= count[i]
-        sums[i, 1] /= count[i]
-    return sums
+    height, width = core.shape
+    top, left = offset
+    found = np.empty(core.size, dtype=np.int32)
+    here = np.zeros((width + 7) // 8 * 8, dtype=np.bool_)
+    eights = here.view(np.uint64)
+    level = np.float32(least)
+    n = 0
+    for y in range(1, height - 1):
+        begin, end = left + 1, left + width - 1
+        values, inside = dark[top + y][begin:end], where[top + y][begin:end]
+        inner, taken = core[y][1:-1], here[1 : width - 1]
+        for x in range(width - 2):
+            taken[x] = inner[x] | (inside[x] & (values[x] >= level))
+        for eight in range(len(eights)):
+            if eights[eight] != 0:
+                for x in range(8 * eight, min(8 * eight + 8, width)):
+                    found[n] = y * width + x
+                    n += here[x]
+    return found[:n].copy()
 
 
 @compiled
 def stained_part(
-    labels: Labels, core: Mask, places: Places, dark: FloatImage, offset: tuple[int, int], edge: Table
+    links: Labels, core: Mask, places: Places, dark: FloatImage, offset: tuple[int, int], edge: Table
 ) -> Labels:
-    """Return those of some places that are in a core or darker than the edge of their label, int32 (H, W).
+    """Return the labels of those of some places that are in a core or darker than the edge of theirs, int32 (H, W).
 
-    The label image has its corner at `offset`, (row, column), of the darkness.
+    The links, see :mod:`pyhisto.loops.basins`, have their corner at `offset`, (row, column), of the darkness.
     """
-    wide = labels.shape[1]
-    out = np.zeros(labels.shape, dtype=np.int32)
-    own, inner, mine = labels.ravel(), core.ravel(), out.ravel()
+    wide, n = links.shape[1], len(edge)
+    out = np.zeros(links.shape, dtype=np.int32)
+    own, inner, mine = links.ravel(), core.ravel(), out.ravel()
     y, begin = offset[0], 0
     for p in places:
         while p >= begin + wide:
             y, begin = y + 1, begin + wide
-        label, value = own[p], dark[y, p - begin + offset[1]]
-        level = edge[max(label, 1) - 1]
-        mine[p] = label if (label > 0) & (inner[p] | (value > level)) else 0
+        label, value = -2 - own[p], dark[y, p - begin + offset[1]]
+        if label < n:  # else no label reaches it
+            mine[p] = label + 1 if inner[p] | (value > edge[label]) else 0
     return out
 
 
@@ -255,23 +210,40 @@ def stained_part(
 def open_labels(labels: Labels, core: Mask) -> None:
     """Open each label for itself with a 3 x 3 cross; cores stay. The border of the image is 0, and does not erode."""
     height, width = labels.shape
-    inner = np.zeros((height, width), dtype=np.bool_)
+    inner = _eroded(labels)
+    lost = np.zeros((width + 7) // 8 * 8, dtype=np.bool_)
+    eights, gone = lost.view(np.uint64), lost[1 : width - 1]
     for y in range(1, height - 1):
-        own, here = labels[y], inner[y]
-        up, down = labels[max(y - 1, 1)], labels[min(y + 1, height - 2)]
-        for x in range(1, width - 1):
-            here[x] = (own[x] != 0) & (up[x] == own[x]) & (down[x] == own[x])
-        for x in range(2, width - 1):
-            here[x] &= own[x - 1] == own[x]
-        for x in range(1, width - 2):
-            here[x] &= own[x + 1] == own[x]
-    for y in range(1, height - 1):
-        own, middle = labels[y], core[y]
-        up, down, here = inner[y - 1, 1:-1], inner[y + 1, 1:-1], inner[y, 1:-1]
-        left, right = inner[y, :-2], inner[y, 2:]
+        row, own, middle = labels[y], labels[y][1:-1], core[y][1:-1]
+        up, down, here = inner[y - 1][1:-1], inner[y + 1][1:-1], inner[y][1:-1]
+        left, right = inner[y][:-2], inner[y][2:]
         for x in range(width - 2):
-            stays = middle[x + 1] | here[x] | up[x] | down[x] | left[x] | right[x]
-            own[x + 1] *= stays
+            gone[x] = not (middle[x] | here[x] | up[x] | down[x] | left[x] | right[x])
+        for x in range(width - 2):
+            gone[x] &= own[x] != 0
+        for eight in range(len(eights)):
+            if eights[eight] != 0:  # few pixels go
+                for x in range(8 * eight, min(8 * eight + 8, width)):
+                    row[x] = 0 if lost[x] else row[x]
+
+
+@compiled
+def _eroded(labels: Labels) -> Mask:
+    """Return the labelled pixels whose four neighbours are of the same label, or of the border."""
+    height, width = labels.shape
+    out, alike = np.zeros((height, width), dtype=np.bool_), np.ones(width, dtype=np.bool_)
+    for y in range(1, height - 1):
+        own, here = labels[y][1:-1], out[y][1:-1]
+        up, down = labels[max(y - 1, 1)][1:-1], labels[min(y + 1, height - 2)][1:-1]
+        behind, same = own[1:], alike[1:-2]
+        for x in range(width - 3):
+            same[x] = own[x] == behind[x]
+        for x in range(width - 2):
+            here[x] = (own[x] != 0) & (up[x] == own[x]) & (down[x] == own[x])
+        left, right = alike[:-2], alike[1:-1]
+        for x in range(width - 2):
+            here[x] &= left[x] & right[x]
+    return out
 
 
 @compiled
@@ -315,7 +287,7 @@ def _boxes(labels: Labels, core: Mask, n: int) -> tuple[npt.NDArray[np.int64], M
         box[label, 0], box[label, 1], box[label, 2], box[label, 3] = labels.shape[0], labels.shape[1], -1, -1
     plain, cored = np.ones(n + 1, dtype=np.bool_), np.zeros(n + 1, dtype=np.bool_)
     last = np.zeros((n + 1, 2), dtype=np.int64)
-    ends = np.empty(labels.shape[1], dtype=np.int64)
+    ends = np.empty(labels.shape[1], dtype=np.int32)
     for y in range(labels.shape[0]):
         row, middle = labels[y], core[y]
         begin = 0
@@ -394,7 +366,7 @@ def votes(probability: FloatImage, labels: Labels, n: int) -> Table:
     """Return the share of each class in each nucleus, float64 (n, classes), by its summed probabilities."""
     classes = len(probability) // 2
     out = np.zeros((n, classes))
-    ends = np.empty(labels.shape[1], dtype=np.int64)
+    ends = np.empty(labels.shape[1], dtype=np.int32)
     for y in range(labels.shape[0] if labels.size else 0):
         row = labels[y]
         begin = 0

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pyhisto.loops.compiled import compiled
 
-__all__ = ["calipers", "lengths_and_areas", "moments", "run_around"]
+__all__ = ["areas", "calipers", "lengths", "moments", "run_around"]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -20,21 +20,35 @@ _CLEARLY = 1e-6
 
 
 @compiled
-def lengths_and_areas(xy: FloatArray, offsets: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Return the length of each outline and the area inside (shoelace formula)."""
+def lengths(xy: FloatArray, offsets: IntArray) -> FloatArray:
+    """Return the length of each outline."""
     n = len(offsets) - 1
-    length, area = np.zeros(n), np.zeros(n)
+    out = np.zeros(n)
     for k in range(n):
-        previous = offsets[k + 1] - 1
+        length, previous = 0.0, offsets[k + 1] - 1
         for i in range(offsets[k], offsets[k + 1]):
-            x0, y0, x1, y1 = xy[previous, 0], xy[previous, 1], xy[i, 0], xy[i, 1]
-            length[k] += math.sqrt((x1 - x0) ** 2 + (y1 - y0) ** 2)
-            # relative to the first point, so that far from the origin no digits are lost
-            ox, oy = xy[offsets[k], 0], xy[offsets[k], 1]
-            area[k] += (x0 - ox) * (y1 - oy) - (x1 - ox) * (y0 - oy)
+            dx, dy = xy[i, 0] - xy[previous, 0], xy[i, 1] - xy[previous, 1]
+            length += math.sqrt(dx * dx + dy * dy)
             previous = i
-        area[k] = abs(area[k]) / 2
-    return length, area
+        out[k] = length
+    return out
+
+
+@compiled
+def areas(xy: FloatArray, offsets: IntArray) -> FloatArray:
+    """Return the area inside each outline (shoelace formula)."""
+    n = len(offsets) - 1
+    out = np.zeros(n)
+    for k in range(n):
+        # relative to the first point, so that far from the origin no digits are lost
+        first = offsets[k]
+        twice = x0 = y0 = 0.0
+        for i in range(first + 1, offsets[k + 1]):
+            x1, y1 = xy[i, 0] - xy[first, 0], xy[i, 1] - xy[first, 1]
+            twice += x0 * y1 - x1 * y0
+            x0, y0 = x1, y1
+        out[k] = abs(twice) / 2
+    return out
 
 
 @compiled
@@ -161,14 +175,14 @@ def _convex_hull(points: FloatArray, hull: FloatArray) -> int:
     order = _by_x_then_y(points)
     size = 0
     for i in order:
-        while size >= 2 and _turns_right(hull[size - 2], hull[size - 1], points[i]):
+        while size >= 2 and _turns_right(hull, size, points[i, 0], points[i, 1]):
             size -= 1
         hull[size, 0], hull[size, 1] = points[i, 0], points[i, 1]
         size += 1
     lower = size
     for back in range(len(order) - 2, -1, -1):
         i = order[back]
-        while size > lower and _turns_right(hull[size - 2], hull[size - 1], points[i]):
+        while size > lower and _turns_right(hull, size, points[i, 0], points[i, 1]):
             size -= 1
         hull[size, 0], hull[size, 1] = points[i, 0], points[i, 1]
         size += 1
@@ -185,7 +199,7 @@ def _hull_along(ring: FloatArray, way: int, hull: FloatArray) -> int:
             start = i
     size, i = 0, start
     for _ in range(count + 1):
-        while size >= 2 and _turns_right(hull[size - 2], hull[size - 1], ring[i]):
+        while size >= 2 and _turns_right(hull, size, ring[i, 0], ring[i, 1]):
             size -= 1
         hull[size, 0], hull[size, 1] = ring[i, 0], ring[i, 1]
         size += 1
@@ -210,5 +224,7 @@ def _by_x_then_y(points: FloatArray) -> npt.NDArray[Any]:
 
 
 @compiled
-def _turns_right(a: FloatArray, b: FloatArray, p: FloatArray) -> bool:
-    return bool((b[0] - a[0]) * (p[1] - a[1]) - (b[1] - a[1]) * (p[0] - a[0]) <= 0)
+def _turns_right(hull: FloatArray, size: int, x: float, y: float) -> bool:
+    """Return whether the way over the last two corners of a hull to a point turns right or straight on."""
+    x0, y0, x1, y1 = hull[size - 2, 0], hull[size - 2, 1], hull[size - 1, 0], hull[size - 1, 1]
+    return bool((x1 - x0) * (y - y0) - (y1 - y0) * (x - x0) <= 0)

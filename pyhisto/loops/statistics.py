@@ -22,9 +22,7 @@ def statistics(labels: npt.NDArray[Any], images: npt.NDArray[Any], n: int) -> Ta
     float64 (k, n, 6); NaN for labels without pixels, and for the deviation of a single one.
     """
     sums = _no_sums(n, len(images))
-    ends = np.empty(labels.shape[1], dtype=np.int64)
-    for y in range(labels.shape[0] if labels.size else 0):
-        _add_row(sums, labels[y], labels[y], images[:, y], ends)
+    _add_pixels(sums, labels, labels, images)
     out = np.empty((len(images), n, 6))
     for k in range(len(images)):
         for i in range(n):
@@ -39,9 +37,7 @@ def cell_statistics(nuclei: npt.NDArray[Any], cells: npt.NDArray[Any], images: n
     float64 (k, 3, n, 6). A nucleus must have the label of its cell.
     """
     sums = _no_sums(n, len(images))
-    ends = np.empty(cells.shape[1], dtype=np.int64)
-    for y in range(cells.shape[0] if cells.size else 0):
-        _add_row(sums, nuclei[y], cells[y], images[:, y], ends)
+    _add_pixels(sums, nuclei, cells, images)
     out = np.empty((len(images), 3, n, 6))
     for k in range(len(images)):
         for i in range(n):
@@ -65,44 +61,87 @@ def _no_sums(n: int, images: int) -> Table:
 
 
 @compiled
-def _add_row(
+def _add_pixels(sums: Table, nuclei: npt.NDArray[Any], cells: npt.NDArray[Any], images: npt.NDArray[Any]) -> None:
+    """Add all pixels to the sums of their part of their cell, row by row."""
+    height, width = cells.shape
+    last = len(images) - 1
+    changes, ends = np.empty(width, dtype=np.uint8), np.empty(width, dtype=np.int32)
+    for y in range(height if width else 0):
+        runs = _run_ends(nuclei, cells, y, changes, ends)
+        for k in range(0, last + 1, 2):
+            _add_runs(sums, nuclei, cells, images, (y, k, min(k + 1, last)), ends[:runs])
+
+
+@compiled
+def _run_ends(
+    nuclei: npt.NDArray[Any],
+    cells: npt.NDArray[Any],
+    y: int,
+    changes: npt.NDArray[np.uint8],
+    ends: npt.NDArray[np.int32],
+) -> int:
+    """Write the columns where runs of one part of one cell end in a row; return their number."""
+    width = cells.shape[1]
+    for x in range(1, width):
+        changes[x] = (cells[y, x] != cells[y, x - 1]) | (nuclei[y, x] != nuclei[y, x - 1])
+    runs = 0
+    for x in range(1, width):
+        ends[runs] = x
+        runs += changes[x]
+    ends[runs] = width
+    return runs + 1
+
+
+@compiled
+def _add_runs(
     sums: Table,
     nuclei: npt.NDArray[Any],
     cells: npt.NDArray[Any],
-    values: npt.NDArray[Any],
-    ends: npt.NDArray[np.int64],
+    images: npt.NDArray[Any],
+    place: tuple[int, int, int],
+    ends: npt.NDArray[np.int32],
 ) -> None:
-    """Add a row of pixels, with the values of k images (k, W); `ends` is room for W numbers."""
-    runs = 0
-    for x in range(1, len(cells)):
-        ends[runs] = x
-        runs += (cells[x] != cells[x - 1]) | ((nuclei[x] > 0) != (nuclei[x - 1] > 0))
-    ends[runs] = len(cells)
+    """Add the runs of a row of two images, or of one that is given twice: `place` is row, image and image.
+
+    Two at once, as no addition waits for the last one of the other image; and no view of an array for a run, as it
+    would take longer to make than to add.
+    """
+    y, k, k2 = place
     begin = 0
-    for end in ends[: runs + 1]:
-        label = cells[begin]
-        if 0 < label <= len(sums):
-            for k in range(len(values)):
-                _add(sums[label - 1, 0 if nuclei[begin] > 0 else 1, k], values[k, begin:end])
+    for end in ends:
+        i, part = cells[y, begin] - 1, 0 if nuclei[y, begin] > 0 else 1
+        if 0 <= i < len(sums):
+            count = sums[i, part, k, 0]
+            if count == 0:
+                sums[i, part, k, 1], sums[i, part, k2, 1] = images[k, y, begin], images[k2, y, begin]
+            first, total, squares, high, low = _taken(sums, i, part, k)
+            first2, total2, squares2, high2, low2 = _taken(sums, i, part, k2)
+            for x in range(begin, end):
+                value, value2 = images[k, y, x], images[k2, y, x]
+                total += value - first
+                total2 += value2 - first2
+                squares += (value - first) * (value - first)
+                squares2 += (value2 - first2) * (value2 - first2)
+                high = value if value > high else high
+                high2 = value2 if value2 > high2 else high2
+                low = value if value < low else low
+                low2 = value2 if value2 < low2 else low2
+            count += end - begin
+            _put(sums, i, part, k, (count, first, total, squares, high, low))
+            _put(sums, i, part, k2, (count, first2, total2, squares2, high2, low2))
         begin = end
 
 
 @compiled
-def _add(sums: Table, values: npt.NDArray[Any]) -> None:
-    """Add a run of pixels."""
-    if sums[0] == 0:
-        sums[1] = values[0]
-    first, total, squares = sums[1], sums[2], sums[3]
-    high = low = values[0]
-    for value in values:
-        difference = value - first
-        total += difference
-        squares += difference * difference
-        high = value if value > high else high
-        low = value if value < low else low
-    sums[0] += len(values)
-    sums[2], sums[3] = total, squares
-    sums[4], sums[5] = max(sums[4], high), min(sums[5], low)
+def _taken(sums: Table, i: int, part: int, k: int) -> tuple[float, float, float, float, float]:
+    at = sums[i, part, k]
+    return at[1], at[2], at[3], at[4], at[5]
+
+
+@compiled
+def _put(sums: Table, i: int, part: int, k: int, values: tuple[float, float, float, float, float, float]) -> None:
+    for j in range(6):
+        sums[i, part, k, j] = values[j]
 
 
 @compiled

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhisto.loops import nuclei as loops
-from pyhisto.loops.regions import claim, ways_down
+from pyhisto.loops.basins import claim, ways_down
+from pyhisto.loops.ground import BLOCK_PX, block_sums, core_means
+from pyhisto.loops.regions import marked
 
 __all__ = ["find_peaks", "influence_px", "label_nuclei", "label_peaks", "nucleus_probability"]
 
@@ -23,8 +25,6 @@ _BLUR_REACH = 4.0
 _EDGE_SIGMA_PX = 0.7
 _GROUND_SIGMA_PX = 16.0
 _GROUND_REACH = 3.0
-_GROUND_BLOCK_PX = 4
-"""The ground around a nucleus is averaged over blocks of so many pixels before it is blurred."""
 
 _LEAST_CONTRAST = 1e-4
 """What counts as no difference between two optical densities."""
@@ -90,7 +90,7 @@ def find_peaks(
 ) -> npt.NDArray[np.int64]:
     """Return (row, column) of the nuclei in an image of :func:`nucleus_probability`, int64 (n, 2), in raster order."""
     distance = max(1, round(postprocessing["min_distance_um"] / pixel_size_um))
-    if nucleus.size == 0 or nucleus.min() == nucleus.max():
+    if loops.is_even(nucleus):
         return np.zeros((0, 2), dtype=np.int64)
     peaks = loops.find_peaks(nucleus, distance, float(np.float32(postprocessing["threshold"])))
     return peaks if mask is None else peaks[mask[peaks[:, 0], peaks[:, 1]]]
@@ -128,45 +128,40 @@ def label_peaks(
     reach, core_radius = (postprocessing[name] / pixel_size_um for name in ("reach_um", "core_um"))
     within = loops.disks(shape, peaks, reach)
     smooth = _blurred(darkness, _EDGE_SIGMA_PX)
-    ground = _ground(smooth, within, corner)
+    start = (corner[0] % BLOCK_PX, corner[1] % BLOCK_PX)
+    ground = _ground(smooth, within, start)
     (top, bottom, _), (left, right, _) = (along.indices(length) for along, length in zip(part, shape, strict=True))
     inside = (peaks >= (top, left)).all(axis=1) & (peaks < (bottom, right)).all(axis=1)
     local = peaks[inside] - (top, left)
     # from here on images have a border of one pixel, so that no pixel of the part lacks a neighbour
-    low = loops.quantised(nucleus[part], within[part], _LEVELS)
-    way = ways_down(low)
-    labels, core = np.zeros(low.shape, dtype=np.int32), np.zeros(low.shape, dtype=np.bool_)
-    labels[_INNER][local[:, 0], local[:, 1]] = np.flatnonzero(inside) + 1
-    core[_INNER] = loops.disks((bottom - top, right - left), local, core_radius)
-    places = np.flatnonzero(core)
-    claim(low, way, labels, places, _LEVELS)
     offset = (top - 1, left - 1)
-    middles = loops.core_means(smooth, offset, ground, _blocks(corner), labels, places, n)
+    links = ways_down(nucleus, within, (top, left), (bottom - top, right - left), _LEVELS)
+    links[_INNER][local[:, 0], local[:, 1]] = -2 - np.flatnonzero(inside)  # peak i has the label i + 1
+    core = np.zeros(links.shape, dtype=np.bool_)
+    core[_INNER] = loops.disks((bottom - top, right - left), local, min(core_radius, reach))
+    places = marked(core.ravel().view(np.uint8))
+    claim(links, places, nucleus, offset, _LEVELS)
+    middles = core_means(smooth, offset, ground, start, links, places, n)
     edge = middles.mean(axis=1) + _LEAST_CONTRAST
     # a pixel can only be of a nucleus if it is darker than the edge of one
-    wanted = core.copy()
-    wanted[_INNER] |= smooth[part] > np.nanmin(edge, initial=np.inf)
-    places = np.flatnonzero(wanted)
-    claim(low, way, labels, places, _LEVELS)
-    labels = loops.stained_part(labels, core, places, smooth, offset, edge)
+    places = loops.chosen(core, within, smooth, offset, float(np.nanmin(edge, initial=np.inf)))
+    claim(links, places, nucleus, offset, _LEVELS)
+    labels = loops.stained_part(links, core, places, smooth, offset, edge)
     loops.open_labels(labels, core)
     loops.make_whole(labels, core, n)
     return labels[_INNER]
 
 
-def _ground(smooth: FloatImage, within: Mask, corner: tuple[int, int]) -> FloatImage:
-    """Return the blurred darkness of what is near no nucleus, float32, a value a block; 0 far from all of that."""
-    side = _GROUND_BLOCK_PX
-    sums = loops.block_sums(smooth, within, _blocks(corner))
-    weights = _gaussian(_GROUND_SIGMA_PX / side, _GROUND_REACH)
+def _ground(smooth: FloatImage, within: Mask, start: tuple[int, int]) -> FloatImage:
+    """Return the blurred darkness of what is near no nucleus, float32, a value a block; 0 far from all of that.
+
+    It is averaged over blocks before it is blurred; the first one begins `start`, (row, column), px above and left of
+    the image.
+    """
+    sums = block_sums(smooth, within, start)
+    weights = _gaussian(_GROUND_SIGMA_PX / BLOCK_PX, _GROUND_REACH)
     total, count = loops.blur(sums[0], weights), loops.blur(sums[1], weights)
-    return np.asarray(total / np.maximum(count, np.float32(1e-3 * side**2)))
-
-
-def _blocks(corner: tuple[int, int]) -> tuple[int, int, int]:
-    """Return the side of a block, and how far above and left of an image the first one begins, px."""
-    side = _GROUND_BLOCK_PX
-    return side, corner[0] % side, corner[1] % side
+    return np.asarray(total / np.maximum(count, np.float32(1e-3 * BLOCK_PX**2)))
 
 
 def influence_px(pixel_size_um: float, postprocessing: Any) -> int:
@@ -174,7 +169,7 @@ def influence_px(pixel_size_um: float, postprocessing: Any) -> int:
     reach, core, distance = (
         math.ceil(postprocessing[name] / pixel_size_um) for name in ("reach_um", "core_um", "min_distance_um")
     )
-    ground = math.ceil(_GROUND_REACH * _GROUND_SIGMA_PX) + 2 * _GROUND_BLOCK_PX
+    ground = math.ceil(_GROUND_REACH * _GROUND_SIGMA_PX) + 2 * BLOCK_PX
     blurs = math.ceil(_BLUR_REACH * (postprocessing["sigma_um"] / pixel_size_um + _EDGE_SIGMA_PX))
     return int(core + ground + reach + distance + blurs)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import geopandas as gpd
@@ -15,13 +15,7 @@ import numpy.typing as npt
 import shapely
 
 from pyhisto.bundle.files import Bundle
-from pyhisto.contours import (
-    Contours,
-    concat_contours,
-    simplify_contours,
-    smooth_contours,
-    trace_labels,
-)
+from pyhisto.contours import Contours, simplify_contours, smooth_labels
 from pyhisto.errors import ConfigError
 from pyhisto.inference import PLAIN, Frame, InferenceSettings, Lens, PredictedWindow, WindowObserver, stream_windows
 from pyhisto.inference.stream import Progress
@@ -35,6 +29,9 @@ from pyhisto.slide import Slide
 from pyhisto.stain import StainVectors
 
 __all__ = ["CellFinder", "label_nuclei", "nucleus_probability", "predict_cells"]
+
+WINDOW_PX = 2048
+"""Width and height of the own part of a window where the settings name none: of smaller ones, more is margin."""
 
 Box: TypeAlias = tuple[int, int, int, int]
 Place: TypeAlias = tuple[slice, slice]
@@ -100,6 +97,8 @@ def predict_cells(  # noqa: PLR0913 - all of it is what is known about one slide
     if spec.kind != "cell_detection":
         raise ConfigError(f"model of the kind {spec.kind}", expected="cell_detection")
     region = shapely.box(0, 0, *slide.dimensions) if region is None else region
+    settings = settings or InferenceSettings()
+    settings = replace(settings, window=settings.window or WINDOW_PX)
     finder = CellFinder(
         stains,
         spec.mpp,
@@ -201,8 +200,8 @@ class CellFinder:
         number[1:][~own] = np.arange(n + 1, len(own) + 1)
         nuclei = regions.renumbered(labels, number)  # own ones are 1 to n, and the only ones that are looked at
         cells = None if self.expansion_px <= 0 else expand_cells(nuclei, self.expansion_px)
-        nucleus = _Outlines.of(nuclei, n)
-        cell = None if cells is None else _Outlines.of(cells, n)
+        nucleus = _Outlines(*smooth_labels(nuclei, n))
+        cell = None if cells is None else _Outlines(*smooth_labels(cells, n))
         corner = (window.read[0] + part[1].start, window.read[1] + part[0].start)
         drawn = nucleus.placed(frame, corner)
         outline = None if cell is None else cell.placed(frame, corner)
@@ -216,35 +215,40 @@ class CellFinder:
             drawn=None if outline is None else (drawn, outline),
         )
         votes = loops.votes(window.probability[:, part[0], part[1]], nuclei, n)
-        return _Found(drawn, outline, np.column_stack(list(table.values())), tuple(table), votes)
+        inner = drawn.polygons()
+        outer = inner if outline is None else outline.polygons()
+        whole = ~shapely.is_missing(inner) & ~shapely.is_missing(outer)
+        return _Found(inner[whole], outer[whole], np.array(list(table.values()))[:, whole], tuple(table), votes[whole])
 
     def objects(self, classes: tuple[str | None, ...]) -> gpd.GeoDataFrame:
         """Return all cells as a path-object table; `classes` names them in the order of the model."""
         if not self._found:
             return empty_objects()
-        nucleus = concat_contours([found.nucleus for found in self._found]).polygons()
-        outlines = [found.cell for found in self._found if found.cell is not None]
-        outline = concat_contours(outlines).polygons() if outlines else nucleus
-        keep = ~shapely.is_missing(nucleus) & ~shapely.is_missing(outline)
-        votes = np.concatenate([found.votes for found in self._found])[keep]
-        table = np.concatenate([found.table for found in self._found])[keep]
+        nucleus = np.concatenate([found.nucleus for found in self._found])
+        outline = np.concatenate([found.outline for found in self._found])
+        table = np.concatenate([found.table for found in self._found], axis=1)
+        votes = np.concatenate([found.votes for found in self._found])
         names = np.array(classes, dtype=object)
+        grown = self.expansion_px > 0
         return make_objects(
-            outline[keep],
-            object_type="cell" if outlines else "detection",
-            nucleus=nucleus[keep] if outlines else None,
+            outline,
+            object_type="cell" if grown else "detection",
+            nucleus=nucleus if grown else None,
             classification=names[votes.argmax(axis=1)],
-            measurements=dict(zip(self._found[0].columns, table.T, strict=True)),
+            measurements=dict(zip(self._found[0].columns, table, strict=True)),
             class_probability=votes.max(axis=1),
         )
 
 
 @dataclass(frozen=True)
 class _Found:
-    """The cells of one window: outlines in level-0 px, measurements (n, columns) and the share of each class."""
+    """The cells of one window: polygons in level-0 px, measurements (columns, n) and the share of each class (n, k).
 
-    nucleus: Contours
-    cell: Contours | None
+    Where nuclei do not grow, their outlines are those of the objects.
+    """
+
+    nucleus: npt.NDArray[Any]
+    outline: npt.NDArray[Any]
     table: npt.NDArray[np.float64]
     columns: tuple[str, ...]
     votes: npt.NDArray[np.float64]
@@ -252,16 +256,10 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Outlines:
-    """Smoothed outlines of labels, each relative to a corner of a pixel, so that no digit depends on where they lie."""
+    """Smoothed outlines of labels, each relative to a corner of a pixel; see :func:`pyhisto.contours.smooth_labels`."""
 
     smooth: Contours
     corners: npt.NDArray[np.float64]
-
-    @classmethod
-    def of(cls, labels: npt.NDArray[np.int32], n: int) -> _Outlines:
-        traced = trace_labels(labels, n)
-        corners = traced.first_points()
-        return cls(smooth_contours(traced.moved(-corners)), corners)
 
     def placed(self, frame: Frame, corner: tuple[int, int]) -> Contours:
         """Return them simplified, level-0 px, where the label image has its corner (x, y) at a pixel of the frame."""

@@ -3,7 +3,14 @@ import pytest
 import shapely
 from scipy import ndimage
 
-from pyhisto.contours import Contours, select_contours, simplify_contours, smooth_contours, trace_labels
+from pyhisto.contours import (
+    Contours,
+    select_contours,
+    simplify_contours,
+    smooth_contours,
+    smooth_labels,
+    trace_labels,
+)
 
 
 def blobs(seed: int = 0, size: int = 120) -> np.ndarray:
@@ -20,6 +27,21 @@ def test_a_rectangle_by_hand() -> None:
     assert found.xy.tolist() == [[5, 3], [4, 3], [3, 3], [2, 3], [2, 2], [2, 1], [3, 1], [4, 1], [5, 1], [5, 2]]
     assert found.areas().tolist() == [6.0]
     assert found.perimeters().tolist() == [10.0]
+
+
+def test_a_dented_region_by_hand() -> None:
+    labels = np.array([[1, 0, 1], [1, 1, 1]])
+    # from the dent, which the first way down ends at, up into the right arm and once around
+    around = [[1, 1], [2, 1], [2, 0], [3, 0], [3, 1], [3, 2], [2, 2], [1, 2], [0, 2], [0, 1], [0, 0], [1, 0]]
+    assert trace_labels(labels).xy.tolist() == around
+
+
+def test_holes_are_passed_over() -> None:
+    labels = np.ones((5, 7), dtype=int)
+    labels[1:4, 2], labels[2, 4:6] = 0, 2
+    found = trace_labels(labels)
+    assert found.areas().tolist() == [35, 2]
+    assert found.perimeters().tolist() == [24, 6]
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (3, 4), (2, 0), (0, 3), (3, 2), (1, 2)])
@@ -95,6 +117,23 @@ def test_smoothing_keeps_the_size_and_sets_chords_of_two_pixels() -> None:
     assert smooth.perimeters()[0] == pytest.approx(2 * np.pi * 20, rel=0.05)
     step = np.linalg.norm(np.diff(smooth.xy, axis=0), axis=1)
     np.testing.assert_allclose(step, 2.0, atol=1e-6)
+
+
+def test_labels_smoothed_at_once_are_the_same_to_the_last_digit_wherever_they_lie() -> None:
+    labels = blobs(3)
+    moved = np.pad(labels, ((1000, 0), (37, 5)))
+    n = int(labels.max()) + 1  # one that does not occur
+    smooth, first = smooth_labels(labels, n)
+    also, there = smooth_labels(moved, n)
+    np.testing.assert_array_equal(smooth.xy, also.xy)
+    np.testing.assert_array_equal(smooth.offsets, also.offsets)
+    np.testing.assert_array_equal(there[:-1] - first[:-1], np.broadcast_to((37, 1000), (n - 1, 2)))
+    assert first[-1].tolist() == [0, 0]
+    traced = trace_labels(labels, n)
+    np.testing.assert_array_equal(first[:-1], traced.xy[traced.offsets[:-2]])
+    expected = smooth_contours(traced)
+    np.testing.assert_array_equal(smooth.offsets, expected.offsets)
+    np.testing.assert_allclose(smooth.xy + np.repeat(first, smooth.counts, axis=0), expected.xy, atol=1e-10)
 
 
 def test_scaling_moves_into_the_frame_of_the_slide() -> None:

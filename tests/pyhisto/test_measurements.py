@@ -58,6 +58,20 @@ def test_intensities_by_hand() -> None:
     assert np.isnan(found["Nucleus: DAB OD mean"][[1, 3]]).all()
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_intensities_of_any_number_of_channels_are_those_of_numpy(channels: int) -> None:
+    rng = np.random.default_rng(channels)
+    labels = rng.integers(0, 6, (9, 14))
+    images = {f"stain {i}": rng.normal(size=labels.shape).astype(np.float32) for i in range(channels)}
+    found = measure_intensities(labels, images, 5)
+    of_numpy = {"mean": np.mean, "sum": np.sum, "max": np.max, "min": np.min, "range": np.ptp}
+    for name, image in images.items():
+        pixels = [image[labels == i].astype(float) for i in range(1, 6)]
+        for key, function in of_numpy.items():
+            np.testing.assert_allclose(found[f"{name} {key}"], [function(p) for p in pixels], atol=1e-12)
+        np.testing.assert_allclose(found[f"{name} std dev"], [np.std(p, ddof=1) for p in pixels])
+
+
 def test_an_image_without_pixels_has_no_intensities() -> None:
     found = measure_intensities(np.zeros((3, 0), dtype=np.int32), {"DAB OD": np.zeros((3, 0))}, 2)
     assert np.isnan(found["DAB OD mean"]).all()

@@ -46,6 +46,30 @@ def test_one_value_for_all_and_one_for_each() -> None:
     assert table["color"].tolist() == [-16777216, -16777216]
 
 
+def test_arrays_that_are_changed_later_change_no_table() -> None:
+    boxes, inner = np.array(BOXES, dtype=object), np.array(BOXES[::-1], dtype=object)
+    classes, names = np.array(["Tumor", None], dtype=object), np.array(["a", "b"], dtype=object)
+    numbers, chances = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([0.5, 0.25])
+    table = make_objects(
+        boxes,
+        object_type="cell",
+        nucleus=inner,
+        classification=classes,
+        measurements={"m": numbers[0], "n": numbers[1]},
+        name=names,
+        class_probability=chances,
+    )
+    for array in (boxes, inner, classes, names):
+        array[:] = None
+    numbers[:], chances[:] = 0, 0
+    assert table["geometry"].tolist() == BOXES
+    assert table["nucleus"].tolist() == BOXES[::-1]
+    assert table["classification"].iloc[0] == "Tumor"
+    assert table["name"].tolist() == ["a", "b"]
+    assert table[["m", "n"]].to_numpy().tolist() == [[1, 3], [2, 4]]
+    assert table["class_probability"].tolist() == [0.5, 0.25]
+
+
 def test_planes_are_tuples() -> None:
     one = make_objects(BOXES, object_type="tile", plane=(-1, 2, 0))
     each = make_objects(BOXES, object_type="tile", plane=[(-1, 2, 0), (0, 0, 1)])

@@ -1,0 +1,107 @@
+"""The loops over the ground around nuclei and over their cores; see :mod:`pyhisto.nuclei.labelling`."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pyhisto.loops.compiled import compiled
+
+__all__ = ["BLOCK_PX", "block_sums", "core_means"]
+
+FloatImage: TypeAlias = npt.NDArray[np.float32]
+Links: TypeAlias = npt.NDArray[np.int32]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Places: TypeAlias = npt.NDArray[np.int32]
+"""Pixels as indices of the flat image, in raster order."""
+
+Table: TypeAlias = npt.NDArray[np.float64]
+
+BLOCK_PX = 4
+"""Side of the blocks over which the ground around nuclei is averaged, px."""
+
+
+@compiled
+def block_sums(image: FloatImage, near: Mask, start: tuple[int, int]) -> FloatImage:
+    """Return sum and number of the pixels that are not `near` in blocks, float32 (2, rows, columns).
+
+    The first block begins `start`, (row, column), px above and left of the image.
+    """
+    height, width = image.shape
+    top, left = start
+    rows, columns = (height + top + BLOCK_PX - 1) // BLOCK_PX, (width + left + BLOCK_PX - 1) // BLOCK_PX
+    out = np.zeros((2, rows, columns), dtype=np.float32)
+    far, count = np.zeros(columns * BLOCK_PX, dtype=np.float32), np.zeros(columns * BLOCK_PX, dtype=np.float32)
+    none, one = np.float32(0), np.float32(1)
+    for y in range(height):
+        values, taken, here, number = image[y], near[y], far[left : left + width], count[left : left + width]
+        for x in range(width):
+            value = values[x]
+            here[x] = none if taken[x] else value
+        for x in range(width):
+            number[x] = none if taken[x] else one
+        _add_blocks(out[0, (y + top) // BLOCK_PX], far)
+        _add_blocks(out[1, (y + top) // BLOCK_PX], count)
+    return out
+
+
+@compiled
+def _add_blocks(sums: FloatImage, row: FloatImage) -> None:
+    """Add the pixels of a row to the sums of their blocks, from left to right: four, as many as a block is wide."""
+    for i in range(len(sums)):
+        first = BLOCK_PX * i
+        sums[i] = sums[i] + row[first] + row[first + 1] + row[first + 2] + row[first + 3]
+
+
+@compiled
+def core_means(
+    dark: FloatImage,
+    offset: tuple[int, int],
+    ground: FloatImage,
+    start: tuple[int, int],
+    links: Links,
+    core: Places,
+    n: int,
+) -> Table:
+    """Return the mean darkness and the mean ground of the core pixels of each label, float64 (n, 2); NaN for none.
+
+    The links, see :mod:`pyhisto.loops.basins`, have their corner at `offset`, (row, column), of the darkness.
+    The ground has a value a block, and is sampled between their centres.
+    """
+    wide, own = links.shape[1], links.ravel()
+    top, left = start
+    rows, columns = ground.shape
+    at, beside = np.empty(wide, dtype=np.int64), np.empty(wide)
+    for x in range(wide):
+        at[x], beside[x] = _between(x + offset[1] + left, columns)
+    sums, count = np.zeros((n, 2)), np.zeros(n)
+    y, end = -1, 0
+    for p in core:
+        while p >= end:
+            y, end = y + 1, end + wide
+            r, fv = _between(y + offset[0] + top, rows)
+            values, upper, lower = dark[y + offset[0]], ground[r], ground[min(r + 1, rows - 1)]
+        label, x = -2 - own[p], p - end + wide
+        if label >= n:  # no label reaches it
+            continue
+        c, fu = at[x], beside[x]
+        right = min(c + 1, columns - 1)
+        above = upper[c] * (1 - fu) + upper[right] * fu
+        below = lower[c] * (1 - fu) + lower[right] * fu
+        sums[label, 0] += values[x + offset[1]]
+        sums[label, 1] += above * (1 - fv) + below * fv
+        count[label] += 1
+    for i in range(n):
+        sums[i, 0] /= count[i]
+        sums[i, 1] /= count[i]
+    return sums
+
+
+@compiled
+def _between(i: int, blocks: int) -> tuple[int, float]:
+    """Return the block whose centre lies before that of a pixel, and how far beyond it the pixel is, in blocks."""
+    place = min(max((i + 0.5) / BLOCK_PX - 0.5, 0.0), blocks - 1.0)
+    first = min(int(place), max(blocks - 2, 0))
+    return first, place - first

@@ -1,0 +1,128 @@
+"""The loops that make labels of nuclei and cells: against scipy and scikit-image, and by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.ndimage as ndi
+from skimage.segmentation import watershed
+
+from pyhisto.loops.basins import claim, ways_down
+from pyhisto.loops.ground import block_sums, core_means
+from pyhisto.loops.nuclei import open_labels
+from pyhisto.loops.regions import expanded, marked
+from pyhisto.nuclei.labelling import find_peaks
+
+CROSS = ndi.generate_binary_structure(2, 1)
+NUMBERS = {"threshold": 0.35, "min_distance_um": 3.0}
+
+
+def beside(image: Any) -> Any:
+    """Return the four neighbours of each pixel, (4, H, W); beyond the edge the pixel itself."""
+    padded = np.pad(image, 1, mode="edge")
+    return np.stack([padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]])
+
+
+@pytest.mark.parametrize("above", [0, 70_000])  # labels of two bytes, and of more
+@pytest.mark.parametrize("radius", [0.5, 3.0, 9.5, 40.0])
+def test_pixels_grow_from_the_nearest_label_and_a_line_stays_where_two_meet(radius: float, above: int) -> None:
+    rng = np.random.default_rng(3)
+    labels = np.zeros((90, 70), dtype=np.int32)
+    for label in range(1, 13):
+        y, x = rng.integers(0, (87, 67))
+        labels[y : y + 3, x : x + 2] = label + above
+    grown = expanded(labels, radius)
+    each = {label: ndi.distance_transform_edt(labels != label) for label in np.unique(labels[labels > 0])}
+    nearest = np.min(list(each.values()), axis=0)
+    assert (grown[labels > 0] == labels[labels > 0]).all()
+    assert (grown[nearest >= radius] == 0).all()
+    for label, distance in each.items():
+        np.testing.assert_array_equal(distance[grown == label], nearest[grown == label])
+    # where a pixel stays free within the radius, it and its neighbours are nearest to two labels
+    nearest_to = np.array([distance == nearest for distance in each.values()])
+    several = np.sum([of | beside(of).any(axis=0) for of in nearest_to], axis=0)
+    assert (several[(grown == 0) & (nearest < radius)] > 1).all()
+    apart = (beside(grown) == grown) | (beside(grown) == 0) | (grown == 0)
+    assert apart[:, labels == 0].all()
+
+
+@pytest.mark.parametrize("part", [(0, 0, 90, 110), (7, 5, 60, 81)])
+def test_marked_basins_are_flooded_as_scikit_image_does_it(part: tuple[int, int, int, int]) -> None:
+    top, left, height, width = part
+    place = (slice(top, top + height), slice(left, left + width))
+    rng = np.random.default_rng(5)
+    smooth = ndi.gaussian_filter(rng.random((90, 110)), 2)
+    rank = smooth.ravel().argsort().argsort().reshape(smooth.shape)  # no two pixels are equally low
+    image = (1 - (rank + 0.5) / 65535).astype(np.float32)
+    where = ndi.gaussian_filter(rng.random(rank.shape), 6) > 0.48
+    where[38:52, 58:72] = False  # an island without marks
+    island = np.zeros_like(where)
+    island[40:50, 60:70] = where[40:50, 60:70] = True
+    lowest = (rank == ndi.minimum_filter(rank, 5))[place] & (where & ~island)[place]
+    marks = np.where(lowest & (rng.random(lowest.shape) < 0.6), np.cumsum(lowest).reshape(lowest.shape), 0)
+    expected = watershed(rank[place], marks, connectivity=1, mask=where[place])
+    links = ways_down(image, where, (top, left), (height, width), 65536)
+    assert (links[1:-1, 1:-1] == -1).tolist() == (~where[place]).tolist()
+    links[1:-1, 1:-1][marks > 0] = -1 - marks[marks > 0]
+    for few in (0.1, 1.0):  # a pixel's label does not depend on which others are wanted
+        wanted = np.flatnonzero((links != -1) & (rng.random(links.shape) < few)).astype(np.int32)
+        claim(links, wanted, image, (top - 1, left - 1), 65536)
+    found = -1 - links[1:-1, 1:-1].astype(np.int64)
+    np.testing.assert_array_equal(np.where(found > len(rank) ** 2, 0, found), expected)
+    assert np.count_nonzero(where[place] & (expected == 0)) >= 100
+    assert len(np.unique(expected)) > 15
+
+
+def test_labels_are_opened_as_scipy_opens_each_for_itself() -> None:
+    rng = np.random.default_rng(1)
+    labels = np.zeros((62, 83), dtype=np.int32)
+    labels[1:-1, 1:-1] = np.digitize(ndi.gaussian_filter(rng.random((60, 81)), 2), (0.45, 0.48, 0.5, 0.52, 0.55))
+    core = (rng.random(labels.shape) < 0.02) & (labels > 0)
+    expected = np.zeros_like(labels)
+    for label in range(1, 6):
+        mask = labels[1:-1, 1:-1] == label
+        opened = ndi.binary_dilation(ndi.binary_erosion(mask, CROSS, border_value=1), CROSS)
+        expected[1:-1, 1:-1][mask & (opened | core[1:-1, 1:-1])] = label
+    assert np.count_nonzero(labels != expected) > 100
+    open_labels(labels, core)
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_blocks_keep_to_the_frame_of_the_slide() -> None:
+    image = np.arange(30, dtype=np.float32).reshape(5, 6)
+    near = np.zeros(image.shape, dtype=bool)
+    near[0, 0] = near[4] = True
+    # blocks of 4 x 4 begin 3 px above and 1 px left of the image: rows 0, 1 to 4; columns 0 to 2, 3 to 5
+    total, count = block_sums(image, near, (3, 1))
+    np.testing.assert_array_equal(total, [[1 + 2, 3 + 4 + 5], [3 * (12 + 13 + 14) - 0, 3 * (15 + 16 + 17)]])
+    np.testing.assert_array_equal(count, [[2, 3], [9, 9]])
+
+
+def test_the_ground_of_a_core_is_sampled_between_the_centres_of_blocks() -> None:
+    dark = np.full((8, 12), 0.5, dtype=np.float32)
+    ground = np.array([[0, 4, 8], [8, 12, 16]], dtype=np.float32)  # centres in columns 1.5, 5.5, 9.5 and rows 1.5, 5.5
+    links = np.full((10, 14), -1, dtype=np.int32)
+    places = np.array([1 * 14 + 1, 4 * 14 + 4, 4 * 14 + 5], dtype=np.int32)  # pixels (0, 0), (3, 3) and (3, 4)
+    links.ravel()[places] = [-2, -3, -3]
+    middles = core_means(dark, (-1, -1), ground, (0, 0), links, places, 3)
+    # beyond the outermost centres the ground goes on as it is; a row is 2 more, a column 1
+    np.testing.assert_allclose(middles[:2], [[0.5, 0], [0.5, 1.5 * 2 + (1.5 + 2.5) / 2]])
+    assert np.isnan(middles[2]).all()
+
+
+@pytest.mark.parametrize("n", [0, 1, 8, 29])
+def test_marked_pixels_are_found_in_their_order(n: int) -> None:
+    state = np.zeros(29, dtype=np.uint8)
+    state[np.random.default_rng(0).permutation(29)[:n]] = 4
+    assert marked(state).tolist() == np.flatnonzero(state).tolist()
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (20, 30)])
+def test_an_even_image_has_no_peaks(shape: tuple[int, int]) -> None:
+    image = np.full(shape, 0.9, dtype=np.float32)
+    assert len(find_peaks(image, 0.5, NUMBERS)) == 0
+    if image.size > 1:
+        image[3, 4] = 1
+        assert [3, 4] in find_peaks(image, 0.5, NUMBERS).tolist()
