@@ -1,4 +1,4 @@
-"""The memory that a process has from the system: kept when it is freed, but not without bound. For glibc."""
+"""The memory that a process has from the system, and gives back."""
 
 from __future__ import annotations
 
@@ -7,73 +7,44 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["Heap", "heap", "keep_freed_memory"]
+__all__ = ["Heap", "heap"]
 
-HEAP_BYTES = 1 << 30
-"""Arrays up to this size come from the heap, and so much that is free stays at its end."""
+SPARE = 1.2
+"""Size that the process may grow to, in what it had when memory was last given back."""
 
-MALLOPT = {"M_ARENA_MAX": (-8, 1), "M_MMAP_THRESHOLD": (-3, HEAP_BYTES), "M_TRIM_THRESHOLD": (-1, HEAP_BYTES)}
-"""Number and value of each setting, mallopt(3)."""
-
-LARGEST = 1.5
-"""Size that the heap may have, in what was in use at once."""
-
-GROWN = 0.3
-"""What the process must have grown by since memory was last given back, in the same."""
-
-
-class _Mallinfo(ctypes.Structure):
-    """What mallinfo2(3) returns."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keep",
-        )
-    ]
+REGAINED = 0.6
+"""Share of what was given back that shows, if the process asks for it anew at once, that it was in use."""
 
 
 class Heap:
-    """The heap of this process, and the most of it that was seen in use."""
+    """The heap of this process, and how far it may grow before memory is given back; for glibc."""
 
     def __init__(self) -> None:
-        self.kept = False
-        self._most = 0
-        self._left = 0
-        """What the process had when memory was last given back."""
-        self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def keep(self) -> bool:
-        """Use freed memory again rather than give it back; return whether that could be set."""
-        wanted = ("mallopt", "mallinfo2", "malloc_trim")
-        if self._libc is not None and all(hasattr(self._libc, name) for name in wanted):
-            self._libc.mallinfo2.restype = _Mallinfo
-            self.kept = all(self._libc.mallopt(*setting) == 1 for setting in MALLOPT.values())
-        return self.kept
+        self._before = self._left = 0
+        self._allowed = 0
+        self._just_settled = False
+        libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+        self._trim = getattr(libc, "malloc_trim", None)
 
     def settle(self) -> bool:
-        """Give back what is free where the heap is much larger than what was ever in use; return whether it was.
+        """Give back what is free if the process has grown by much since it last did; return whether it was.
 
-        Arrays of many sizes leave gaps that others do not fit into, so that a heap grows to several times that.
+        Arrays of many sizes leave gaps that others do not fit into, so that a heap grows to several times what is in
+        use. Where most of what was given back is wanted again by the next call, as by a network for its next tile, it
+        is left alone from then on. To be called from time to time, in the midst of the work; does nothing where the
+        system has another allocator.
         """
-        if self._libc is None or not self.kept:
+        if self._trim is None:
             return False
-        found = self._libc.mallinfo2()
-        self._most = max(self._most, found.uordblks)
-        if found.arena <= LARGEST * self._most or _resident() - self._left < GROWN * self._most:
-            return False
-        self._libc.malloc_trim(0)
-        self._left = _resident()
-        return True
+        size = _resident()
+        if self._just_settled and size - self._left >= REGAINED * (self._before - self._left):
+            self._allowed = self._before
+        self._just_settled = size > self._allowed
+        if self._just_settled:
+            self._trim(0)
+            self._before, self._left = size, _resident()
+            self._allowed = round(SPARE * self._left)
+        return self._just_settled
 
 
 def _resident() -> int:
@@ -83,17 +54,3 @@ def _resident() -> int:
 
 heap = Heap()
 """That of this process."""
-
-
-def keep_freed_memory() -> bool:
-    """Let this process use the memory again that it freed, rather than give it back and ask for it anew; return if so.
-
-    glibc maps every array of some megabytes by itself, and gives it back when it is freed: the maps of features that a
-    network makes of each tile were the same gigabyte of new pages every time, which takes a tenth of the time of a
-    prediction on a CPU. Threads share one heap, so that what is free in it does not add up over threads.
-
-    Nothing is done on other systems, or where the environment already says how memory is to be handled (``MALLOC_*``,
-    ``GLIBC_TUNABLES``).
-    """
-    told = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
-    return not told and heap.keep()

@@ -22,7 +22,6 @@ import numpy.typing as npt
 import scipy.ndimage as ndi
 
 from pyhisto.contours import Contours
-from pyhisto.heap import keep_freed_memory
 from pyhisto.inference import Frame, PredictedWindow
 from pyhisto.nuclei import network
 from pyhisto.nuclei.network import CellFinder
@@ -136,7 +135,6 @@ def main() -> None:
         help="side of a window's own part, px; as in inference",
     )
     arguments = parser.parse_args()
-    keep_freed_memory()  # as the command line does
     rgb, probability, each = pattern(arguments.density)
     needed = math.sqrt(arguments.nuclei / each) * PERIOD_PX / arguments.window
     columns = max(1, round(needed))
