@@ -37,6 +37,7 @@ class Heap:
         if self._trim is None:
             return False
         size = _resident()
+        self._allowed = self._allowed or round(SPARE * size)
         if self._just_settled and size - self._left >= REGAINED * (self._before - self._left):
             self._allowed = self._before
         self._just_settled = size > self._allowed
