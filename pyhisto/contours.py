@@ -132,7 +132,8 @@ def smooth_labels(labels: npt.NDArray[np.integer[Any]], n: int) -> tuple[Contour
         n outlines, each relative to the point where the traced one starts, so that no digit depends on where it lies;
         and those points, float64 (n, 2), 0 for a label that does not occur.
     """
-    xy, offsets, first = outlines.trace_smoothly(np.ascontiguousarray(labels, dtype=np.int32), n)
+    number = np.uint16 if labels.dtype == np.uint16 else np.int32
+    xy, offsets, first = outlines.trace_smoothly(np.ascontiguousarray(labels, dtype=number), n)
     return Contours(xy, offsets), first
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,10 +25,11 @@ import pandas as pd
 from pyhisto.contours import Contours, smooth_contours, trace_labels
 from pyhisto.errors import ConfigError
 from pyhisto.loops import regions, shapes
-from pyhisto.loops.statistics import cell_statistics
+from pyhisto.loops.scratch import Scratch
+from pyhisto.loops.statistics import cell_statistics, coloured_statistics
 from pyhisto.loops.statistics import statistics as statistics_of
 
-__all__ = ["cell_measurements", "expand_cells", "measure_cells", "measure_intensities", "measure_shapes"]
+__all__ = ["Colours", "cell_measurements", "expand_cells", "measure_cells", "measure_intensities", "measure_shapes"]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 Labels: TypeAlias = npt.NDArray[np.integer[Any]]
@@ -37,6 +39,22 @@ NUCLEUS_STATISTICS = ("mean", "sum", "std dev", "max", "min", "range")
 
 CELL_STATISTICS = ("mean", "std dev", "max", "min")
 """What is measured of every stain in the whole cell and in the cytoplasm."""
+
+
+@dataclass(frozen=True)
+class Colours:
+    """Colours of which k images are made: a pixel's value is the sum of one for its red, its green and its blue.
+
+    Attributes
+    ----------
+    rgb
+        uint8 (H, W, 3).
+    tables
+        float64 (k, 3, 256), such as :func:`pyhisto.stain.stain_tables`.
+    """
+
+    rgb: npt.NDArray[np.uint8]
+    tables: FloatArray
 
 
 def measure_cells(
@@ -102,7 +120,7 @@ def measure_cells(
 def cell_measurements(
     nuclei: Labels,
     names: Sequence[str],
-    images: npt.NDArray[np.floating[Any]],
+    images: npt.NDArray[np.floating[Any]] | Colours,
     *,
     pixel_size_um: float,
     nucleus_contours: Contours,
@@ -116,7 +134,7 @@ def cell_measurements(
     nuclei, pixel_size_um, drawn
         As in :func:`measure_cells`; labels above n are passed over.
     names, images
-        Names of the channels, and the images themselves, float (k, H, W).
+        Names of the channels, and the images themselves, float (k, H, W), or what they follow from.
     nucleus_contours
         n smoothed outlines in pixels.
     cells
@@ -124,12 +142,15 @@ def cell_measurements(
     """
     n = len(nucleus_contours)
     columns = {f"Nucleus: {name}": v for name, v in measure_shapes(nucleus_contours, pixel_size_um).items()}
-    if cells is None:
-        found = statistics_of(np.ascontiguousarray(nuclei), images, n)
-        return columns | _named(names, found, "Nucleus: ", NUCLEUS_STATISTICS)
-    labels, cell_contours = cells
-    found = cell_statistics(nuclei, labels, images, n)
+    labels = nuclei if cells is None else cells[0]
+    if isinstance(images, Colours):
+        found = coloured_statistics(nuclei, labels, images.rgb, images.tables, n)
+    else:
+        found = cell_statistics(nuclei, labels, images, n)
     columns |= _named(names, found[:, 0], "Nucleus: ", NUCLEUS_STATISTICS)
+    if cells is None:
+        return columns
+    cell_contours = cells[1]
     columns |= {f"Cell: {name}": v for name, v in measure_shapes(cell_contours, pixel_size_um).items()}
     columns |= _named(names, found[:, 1], "Cell: ", CELL_STATISTICS)
     columns |= _named(names, found[:, 2], "Cytoplasm: ", CELL_STATISTICS)
@@ -225,7 +246,7 @@ def measure_shapes(contours: Contours, pixel_size_um: float) -> dict[str, FloatA
     }
 
 
-def expand_cells(nuclei: Labels, radius_px: float) -> npt.NDArray[np.int32]:
+def expand_cells(nuclei: Labels, radius_px: float, *, scratch: Scratch | None = None) -> npt.NDArray[Any]:
     """Grow nuclei into cells that do not overlap.
 
     Every label grows into the background by less than `radius_px`, nearest pixels first; pixels where two cells meet
@@ -237,13 +258,17 @@ def expand_cells(nuclei: Labels, radius_px: float) -> npt.NDArray[np.int32]:
         int (H, W); 0 is background.
     radius_px
         Greatest distance of growth, pixels; 0 or less returns the nuclei.
+    scratch
+        Memory for the work and for what is returned, which is good until the next call; new memory by default.
 
     Returns
     -------
     numpy.ndarray
-        int32 (H, W), the labels of `nuclei`.
+        (H, W), the labels of `nuclei`; uint16 where these are, else int32.
     """
-    labels = np.ascontiguousarray(nuclei, dtype=np.int32)
-    if radius_px <= 0 or not labels.any():
-        return labels
-    return regions.expanded(labels, radius_px)
+    number = np.uint16 if nuclei.dtype == np.uint16 else np.int32
+    if radius_px <= 0 or not nuclei.any():
+        return np.ascontiguousarray(nuclei, dtype=number)
+    few = nuclei.dtype == np.uint16 or nuclei.max() < 1 << 16  # half as many bytes take half the time
+    narrow = np.ascontiguousarray(nuclei, dtype=np.uint16 if few else np.int32)
+    return regions.expanded(narrow, radius_px, scratch or Scratch()).astype(number, copy=False)

@@ -86,7 +86,7 @@ def make_objects(
     object_type: str | Sequence[str],
     nucleus: Sequence[Any] | np.ndarray[Any, Any] | None = None,
     classification: str | Sequence[str | None] | None = None,
-    measurements: Mapping[str, Any] | None = None,
+    measurements: Mapping[str, Any] | pd.DataFrame | None = None,
     ids: Sequence[str] | None = None,
     allow_missing: bool = False,
     **columns: Any,
@@ -104,7 +104,7 @@ def make_objects(
     classification
         Full class name, such as ``"Tumor: Positive"``, for all objects or one for each; None is unclassified.
     measurements
-        Name to n numbers (or one number for all).
+        Name to n numbers (or one number for all); or a table of float64, whose memory is taken over as it is.
     ids
         n distinct UUID strings; random ones by default.
     allow_missing
@@ -159,13 +159,17 @@ def make_objects(
         data["class_probability"] = np.broadcast_to(np.asarray(columns["class_probability"], dtype=np.float64), n)
     if columns.get("missing") is not None:
         data["missing"] = np.asarray(column(columns["missing"], "missing"), dtype=bool)
-    for name, values in (measurements or {}).items():
-        data[name] = _measurement(name, values, n)
+    measurements = {} if measurements is None else measurements
+    measured = {str(name): _measurement(str(name), values, n) for name, values in measurements.items()}
     index = pd.Index(list(ids) if ids is not None else new_ids(n), name="id", dtype=object)
     if len(index) != n:
         raise ObjectTableError(f"{len(index)} ids for {n} objects", expected="one for each object")
     text = {key: pd.Series(data[key], dtype=object, index=index) for key in ("nucleus", "name", "parent_id")}
-    frame = gpd.GeoDataFrame({**data, **text}, geometry="geometry", index=index)
+    if isinstance(measurements, pd.DataFrame):  # one array, which need not be put together from its columns
+        frame = gpd.GeoDataFrame({**data, **text}, geometry="geometry", index=index)
+        frame = pd.concat([frame, measurements.astype(np.float64).set_axis(index)], axis=1)
+    else:
+        frame = gpd.GeoDataFrame({**data, **measured, **text}, geometry="geometry", index=index)
     validate_objects(frame)
     shapes = frame["geometry"].to_numpy()
     bad = shapely.is_missing(shapes) | shapely.is_empty(shapes)

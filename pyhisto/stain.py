@@ -30,6 +30,7 @@ __all__ = [
     "od_tables",
     "optical_density",
     "optical_density_sum",
+    "stain_tables",
 ]
 
 Rgb: TypeAlias = npt.NDArray[np.uint8]
@@ -160,6 +161,15 @@ def _check_rgb(rgb: Rgb) -> None:
 def od_tables(background: Vector = WHITE) -> FloatArray:
     """Return the optical density of each value of red, green and blue, float64 (3, 256)."""
     return np.stack([_od_table(float(white)) for white in background])
+
+
+def stain_tables(stains: StainVectors) -> FloatArray:
+    """Return what each value of red, green and blue adds to the OD of every named stain, float64 (k, 3, 256).
+
+    By colour deconvolution (Ruifrok and Johnston 2001).
+    """
+    every = np.einsum("cv,ci->icv", od_tables(stains.background), np.linalg.inv(stains.matrix))
+    return np.ascontiguousarray(every[: len(stains.names)])
 
 
 def _od64(rgb: Rgb, background: Vector) -> FloatArray:

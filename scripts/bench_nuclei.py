@@ -38,10 +38,10 @@ REACH_PX = 16
 
 STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "peaks": ((network, "nucleus_probability"), (network, "find_peaks")),
-    "nuclei": ((network, "darkness"), (network, "label_peaks")),
+    "nuclei": ((network, "edge_darkness"), (network, "label_peaks")),
     "growth": ((network, "expand_cells"),),
     "outlines": ((network, "smooth_labels"), (network, "simplify_contours")),
-    "measurements": ((network, "stain_images"), (network, "cell_measurements")),
+    "measurements": ((network, "cell_measurements"),),
     "classes": ((network.loops, "votes"),),
     "polygons": ((Contours, "polygons"),),
     "table": ((network, "make_objects"),),

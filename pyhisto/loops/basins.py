@@ -29,8 +29,8 @@ _UNCLEAR = -(1 << 31)
 
 
 @compiled
-def ways_down(image: FloatImage, where: Mask, corner: tuple[int, int], shape: tuple[int, int], levels: int) -> Links:
-    """Return the links of a part of an image.
+def ways_down(image: FloatImage, where: Mask, corner: tuple[int, int], levels: int, out: Links) -> None:
+    """Write the links of a part of an image.
 
     Down is up the values: level 0 is where the image is 1 or more, `levels` - 1 where it is 0 or less.
 
@@ -40,21 +40,17 @@ def ways_down(image: FloatImage, where: Mask, corner: tuple[int, int], shape: tu
         float32.
     where
         bool, shape of the image: pixels that are looked at.
-    corner, shape
-        (row, column) of the part, and how many it has.
+    corner
+        (row, column) of the part.
     levels
         Number of levels.
-
-    Returns
-    -------
-    numpy.ndarray
+    out
         int32, with a border of one pixel around the part: the index of the neighbour that is lower than the pixel and
         than the other three; its own index where there is none, -1 outside.
     """
-    height, width = shape
     top, left = corner
-    wide = width + 2
-    out = np.empty((height + 2, wide), dtype=np.int32)
+    height, wide = out.shape[0] - 2, out.shape[1]
+    width = wide - 2
     up, own, down = np.empty(wide, dtype=np.int32), np.empty(wide, dtype=np.int32), np.empty(wide, dtype=np.int32)
     for x in range(wide):
         up[x] = own[x] = down[x] = levels
@@ -71,7 +67,6 @@ def ways_down(image: FloatImage, where: Mask, corner: tuple[int, int], shape: tu
             way = out[y]
             way[0] = way[-1] = _OUTSIDE
             _write_ways(up[1:-1], own, down[1:-1], levels, y * wide + 1, way[1:-1])
-    return out
 
 
 @compiled
@@ -110,7 +105,7 @@ def _write_ways(up: Links, own: Links, down: Links, levels: int, begin: int, way
         way[x] = np.int32(begin + x + step) if middle[x] != unknown else outside
 
 
-def claim(links: Links, wanted: Places, image: FloatImage, offset: tuple[int, int], levels: int) -> None:
+def claim(links: Links, wanted: Places, image: FloatImage, offset: tuple[int, int], levels: int, room: Places) -> None:
     """Label the wanted pixels as a flood would that rises from the labels that are there (Meyer 1991).
 
     Over the 4-neighbours, lowest pixels first. A pixel from which the steepest way down leads to a label has that
@@ -127,19 +122,20 @@ def claim(links: Links, wanted: Places, image: FloatImage, offset: tuple[int, in
         As for :func:`ways_down`.
     offset
         Where in the image, (row, column), the links have their corner.
+    room
+        Room for all pixels.
     """
     flat, wide = links.ravel(), links.shape[1]
     steps = np.array([-wide, -1, 1, wide])
-    unclear = np.sort(_without_way(flat, wanted, steps))
+    unclear = np.sort(_without_way(flat, wanted, steps, room))
     if len(unclear):
         rim = np.unique(_labelled_beside(flat, unclear, steps))
         _flood(flat, rim, len(unclear) + len(rim), steps, image, offset, levels)
 
 
 @compiled
-def _without_way(links: Links, wanted: Places, steps: npt.NDArray[np.int64]) -> Places:
+def _without_way(links: Links, wanted: Places, steps: npt.NDArray[np.int64], unclear: Places) -> Places:
     """Label the wanted pixels whose way leads to a label; mark and return all that a flood could come from."""
-    unclear = np.empty(len(links), dtype=np.int32)
     n = 0
     for p in wanted:
         if links[p] >= 0 and not _follow(p, links):
@@ -153,7 +149,7 @@ def _without_way(links: Links, wanted: Places, steps: npt.NDArray[np.int64]) -> 
                 links[q], unclear[n] = _UNCLEAR, q
                 n += 1
         i += 1
-    return unclear[:n].copy()
+    return unclear[:n]
 
 
 @compiled

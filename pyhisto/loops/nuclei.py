@@ -11,7 +11,6 @@ import numpy.typing as npt
 from pyhisto.loops.compiled import compiled
 
 __all__ = [
-    "blur",
     "chosen",
     "disks",
     "find_peaks",
@@ -36,51 +35,14 @@ _GROUND, _PART, _CORE, _AROUND, _WALL = 0, 1, 2, 3, 4
 
 
 @compiled
-def separate(rgb: npt.NDArray[np.uint8], tables: Table) -> FloatImage:
-    """Return sums of a value for red, green and blue, float32 (k, H, W), by tables float64 (k, 3, 256)."""
+def separate(rgb: npt.NDArray[np.uint8], tables: Table, out: FloatImage) -> None:
+    """Write sums of a value for red, green and blue, float32 (k, H, W), by tables float64 (k, 3, 256)."""
     height, width = rgb.shape[:2]
-    out = np.empty((len(tables), height, width), dtype=np.float32)
     for k in range(len(tables)):
         table = tables[k]
         for y in range(height):
             for x in range(width):
                 out[k, y, x] = table[0, rgb[y, x, 0]] + table[1, rgb[y, x, 1]] + table[2, rgb[y, x, 2]]
-    return out
-
-
-@compiled
-def blur(image: FloatImage, weights: FloatImage) -> FloatImage:
-    """Filter with a symmetric kernel, float32 (r + 1,) from its centre outwards, along both axes; edges mirrored."""
-    height, width = image.shape
-    reach = len(weights) - 1
-    out = np.empty((height, width), dtype=np.float32)
-    line = np.empty(width + 2 * reach, dtype=np.float32)
-    for y in range(height):
-        column, mine = line[reach : reach + width], image[y]
-        for x in range(width):
-            column[x] = weights[0] * mine[x]
-        for k in range(1, reach + 1):
-            above, below = image[_mirrored(y - k, height)], image[_mirrored(y + k, height)]
-            for x in range(width):
-                column[x] += weights[k] * (above[x] + below[x])
-        for i in range(reach):
-            line[reach - 1 - i] = column[_mirrored(-1 - i, width)]
-            line[reach + width + i] = column[_mirrored(width + i, width)]
-        row = out[y]
-        for x in range(width):
-            row[x] = weights[0] * column[x]
-        for k in range(1, reach + 1):
-            left, right = line[reach - k : reach - k + width], line[reach + k : reach + k + width]
-            for x in range(width):
-                row[x] += weights[k] * (left[x] + right[x])
-    return out
-
-
-@compiled
-def _mirrored(i: int, length: int) -> int:
-    """Return the index that a place beyond the edge shows: d c b a | a b c d | d c b a."""
-    i %= 2 * length
-    return i if i < length else 2 * length - 1 - i
 
 
 @compiled
@@ -142,10 +104,10 @@ def _is_highest(image: FloatImage, y: int, x: int, distance: int) -> bool:
 
 
 @compiled
-def disks(shape: tuple[int, int], peaks: npt.NDArray[np.int64], radius: float) -> npt.NDArray[np.bool_]:
-    """Return which pixels are no farther than `radius` px from a peak, bool (H, W)."""
-    height, width = shape
-    out = np.zeros((height, width), dtype=np.bool_)
+def disks(peaks: npt.NDArray[np.int64], radius: float, out: Mask) -> None:
+    """Write which pixels are no farther than `radius` px from a peak."""
+    height, width = out.shape
+    out[:] = False
     reach = math.floor(radius)
     half = np.zeros(reach + 1, dtype=np.int64)
     for dy in range(reach + 1):
@@ -155,18 +117,17 @@ def disks(shape: tuple[int, int], peaks: npt.NDArray[np.int64], radius: float) -
         for row in range(max(0, y - reach), min(height, y + reach + 1)):
             along, line = half[abs(row - y)], out[row]
             line[max(0, x - along) : min(width, x + along + 1)] = True
-    return out
 
 
 @compiled
-def chosen(core: Mask, where: Mask, dark: FloatImage, offset: tuple[int, int], least: float) -> Places:
+def chosen(core: Mask, where: Mask, dark: FloatImage, offset: tuple[int, int], least: float, found: Places) -> Places:
     """Return the pixels that are in a core, or anywhere they may be and no paler than a value, in raster order.
 
     The cores, bool (H, W), whose border is none, have their corner at `offset`, (row, column), of the other two.
+    `found` is room for all pixels, the first of which are returned.
     """
     height, width = core.shape
     top, left = offset
-    found = np.empty(core.size, dtype=np.int32)
     here = np.zeros((width + 7) // 8 * 8, dtype=np.bool_)
     eights = here.view(np.uint64)
     level = np.float32(least)
@@ -182,19 +143,19 @@ def chosen(core: Mask, where: Mask, dark: FloatImage, offset: tuple[int, int], l
                 for x in range(8 * eight, min(8 * eight + 8, width)):
                     found[n] = y * width + x
                     n += here[x]
-    return found[:n].copy()
+    return found[:n]
 
 
 @compiled
 def stained_part(
-    links: Labels, core: Mask, places: Places, dark: FloatImage, offset: tuple[int, int], edge: Table
-) -> Labels:
-    """Return the labels of those of some places that are in a core or darker than the edge of theirs, int32 (H, W).
+    links: Labels, core: Mask, places: Places, dark: FloatImage, offset: tuple[int, int], edge: Table, out: Labels
+) -> None:
+    """Write the labels of those of some places that are in a core or darker than the edge of theirs, 0 elsewhere.
 
     The links, see :mod:`pyhisto.loops.basins`, have their corner at `offset`, (row, column), of the darkness.
     """
     wide, n = links.shape[1], len(edge)
-    out = np.zeros(links.shape, dtype=np.int32)
+    out[:] = 0
     own, inner, mine = links.ravel(), core.ravel(), out.ravel()
     y, begin = offset[0], 0
     for p in places:
@@ -203,14 +164,16 @@ def stained_part(
         label, value = -2 - own[p], dark[y, p - begin + offset[1]]
         if label < n:  # else no label reaches it
             mine[p] = label + 1 if inner[p] | (value > edge[label]) else 0
-    return out
 
 
 @compiled
-def open_labels(labels: Labels, core: Mask) -> None:
-    """Open each label for itself with a 3 x 3 cross; cores stay. The border of the image is 0, and does not erode."""
+def open_labels(labels: Labels, core: Mask, inner: Mask) -> None:
+    """Open each label for itself with a 3 x 3 cross; cores stay. The border of the image is 0, and does not erode.
+
+    `inner` is room for what the erosion leaves.
+    """
     height, width = labels.shape
-    inner = _eroded(labels)
+    _erode(labels, inner)
     lost = np.zeros((width + 7) // 8 * 8, dtype=np.bool_)
     eights, gone = lost.view(np.uint64), lost[1 : width - 1]
     for y in range(1, height - 1):
@@ -228,10 +191,11 @@ def open_labels(labels: Labels, core: Mask) -> None:
 
 
 @compiled
-def _eroded(labels: Labels) -> Mask:
-    """Return the labelled pixels whose four neighbours are of the same label, or of the border."""
+def _erode(labels: Labels, out: Mask) -> None:
+    """Write which labelled pixels have four neighbours of the same label, or of the border."""
     height, width = labels.shape
-    out, alike = np.zeros((height, width), dtype=np.bool_), np.ones(width, dtype=np.bool_)
+    alike = np.ones(width, dtype=np.bool_)
+    out[:] = False
     for y in range(1, height - 1):
         own, here = labels[y][1:-1], out[y][1:-1]
         up, down = labels[max(y - 1, 1)][1:-1], labels[min(y + 1, height - 2)][1:-1]
@@ -243,7 +207,6 @@ def _eroded(labels: Labels) -> Mask:
         left, right = alike[:-2], alike[1:-1]
         for x in range(width - 2):
             here[x] &= left[x] & right[x]
-    return out
 
 
 @compiled
@@ -369,17 +332,18 @@ def votes(probability: FloatImage, labels: Labels, n: int) -> Table:
     ends = np.empty(labels.shape[1], dtype=np.int32)
     for y in range(labels.shape[0] if labels.size else 0):
         row = labels[y]
-        begin = 0
-        for end in ends[: _run_ends(row, ends)]:
-            label = row[begin]
-            if 0 < label <= n:
-                for k in range(classes):
-                    nucleus, membrane = probability[1 + 2 * k, y], probability[2 + 2 * k, y]
+        runs = _run_ends(row, ends)
+        for k in range(classes):
+            nucleus, membrane = probability[1 + 2 * k, y], probability[2 + 2 * k, y]
+            begin = 0
+            for end in ends[:runs]:
+                label = row[begin]
+                if 0 < label <= n:
                     total = 0.0
                     for at in range(begin, end):
                         total += nucleus[at] + membrane[at]
                     out[label - 1, k] += total
-            begin = end
+                begin = end
     for i in range(n):
         total = out[i].sum()
         if total > 0:

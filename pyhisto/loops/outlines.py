@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ _MORE = 40
 
 
 @compiled
-def trace(labels: npt.NDArray[np.int32], n: int) -> tuple[FloatArray, IntArray]:
+def trace(labels: npt.NDArray[Any], n: int) -> tuple[FloatArray, IntArray]:
     """Trace labels 1 to n; see :func:`pyhisto.contours.trace_labels`."""
     runs, offsets = _runs(labels, n)
     mask, corners = _room_for_largest(runs, offsets)
@@ -42,7 +42,7 @@ def trace(labels: npt.NDArray[np.int32], n: int) -> tuple[FloatArray, IntArray]:
 
 
 @compiled
-def trace_smoothly(labels: npt.NDArray[np.int32], n: int) -> tuple[FloatArray, IntArray, FloatArray]:
+def trace_smoothly(labels: npt.NDArray[Any], n: int) -> tuple[FloatArray, IntArray, FloatArray]:
     """Trace labels 1 to n and round them off, each relative to its first point, which is returned as well."""
     runs, offsets = _runs(labels, n)
     mask, corners = _room_for_largest(runs, offsets)
@@ -64,7 +64,7 @@ def trace_smoothly(labels: npt.NDArray[np.int32], n: int) -> tuple[FloatArray, I
 
 
 @compiled
-def _runs(labels: npt.NDArray[np.int32], n: int) -> tuple[npt.NDArray[np.int32], IntArray]:
+def _runs(labels: npt.NDArray[Any], n: int) -> tuple[npt.NDArray[np.int32], IntArray]:
     """Return the runs of labels 1 to n along the rows: row, first column, column after the last, int32 (N, 3).
 
     Those of label k stand from offsets[k - 1] to offsets[k], row by row.
@@ -81,7 +81,7 @@ def _runs(labels: npt.NDArray[np.int32], n: int) -> tuple[npt.NDArray[np.int32],
 
 
 @compiled
-def _runs_by_row(labels: npt.NDArray[np.int32], n: int) -> tuple[npt.NDArray[np.int32], IntArray]:
+def _runs_by_row(labels: npt.NDArray[Any], n: int) -> tuple[npt.NDArray[np.int32], IntArray]:
     """Return label, row, first column and column after the last of runs, int32 (N, 4), and how many each label has.
 
     The number of label k stands at k + 1.

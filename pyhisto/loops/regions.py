@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhisto.loops.compiled import compiled
+from pyhisto.loops.scratch import Scratch
 
 __all__ = ["expanded", "marked", "renumbered"]
 
-Labels: TypeAlias = npt.NDArray[np.int32]
+Labels: TypeAlias = npt.NDArray[Any]
 Distances: TypeAlias = npt.NDArray[Any]
 Places: TypeAlias = npt.NDArray[np.int64]
 
@@ -23,20 +24,19 @@ _STAYS, _CUT = 0, 16
 """Of a pixel that waits no longer: of its label; between two labels."""
 
 
-def expanded(labels: Labels, radius: float) -> Labels:
-    """Let labels grow by less than `radius` px, each pixel to the nearest; where two meet a line of 0 stays.
+def expanded(labels: Labels, radius: float, scratch: Scratch) -> Labels:
+    """Let labels, uint16 or int32, grow by less than `radius` px, each to the nearest; where two meet a line stays.
 
     The line runs over the pixels that are farther from their label than the neighbour is from the other, so that it is
     where two floods that rise with the distance would meet.
     """
     limit = math.ceil(radius * radius)  # whole numbers below it are less than the square
-    few = labels.max(initial=0) < 1 << 16  # half as many bytes take half the time
-    grown, distance = _nearest(labels.astype(np.uint16) if few else labels, math.ceil(radius), limit)
-    _part(grown, distance, limit)
-    return grown.astype(np.int32, copy=False)
+    grown, distance = _nearest(labels, math.ceil(radius), limit, scratch)
+    _part(grown, distance, limit, scratch)
+    return grown
 
 
-def _nearest(labels: Labels, reach: int, limit: int) -> tuple[Labels, Distances]:
+def _nearest(labels: Labels, reach: int, limit: int, scratch: Scratch) -> tuple[Labels, Distances]:
     """Return the nearest labelled pixel's label and squared distance, px², uint16 or uint32, both (H, W).
 
     First along the columns, then along the rows (Saito and Toriwaki 1994). Exact up to `reach`; beyond it the distance
@@ -45,24 +45,24 @@ def _nearest(labels: Labels, reach: int, limit: int) -> tuple[Labels, Distances]
     # squared distance and sideways step in one number: the least is the nearest, leftmost pixel
     bits = (2 * reach).bit_length()
     small = 2 * (reach + 1) ** 2 << bits < 1 << 16
-    steps = np.empty(labels.shape, dtype=np.uint16 if small else np.uint32)
+    steps = scratch.array("steps", labels.shape, np.uint16 if small else np.uint32)
+    owner = scratch.array("owner", labels.shape, labels.dtype)
     rows = np.arange(len(labels))
-    owner = _nearest_above(labels, steps, rows, reach + 1)
+    _nearest_above(labels, steps, owner, rows, reach + 1)
     _nearest_of_all(labels, steps, owner, rows[::-1].copy(), reach, bits, limit)
     return owner, steps
 
 
 @compiled
-def _nearest_above(labels: Labels, steps: Distances, rows: Places, far: int) -> Labels:
-    """Write how far above the nearest labelled pixel of a column is, at most `far`; return its label.
+def _nearest_above(labels: Labels, steps: Distances, owner: Labels, rows: Places, far: int) -> None:
+    """Write how far above the nearest labelled pixel of a column is, at most `far`, and its label.
 
     The numbers of the rows are read from `rows`: LLVM vectorises no row if it sees that rows are counted down, or that
     one reads what was written to the last.
     """
-    height, width = labels.shape
+    width = labels.shape[1]
     number = steps.dtype.type
     most, one, none = number(far), number(1), number(0)
-    owner = np.empty((height, width), dtype=labels.dtype)
     for x in range(width):
         owner[0, x] = labels[0, x]
         steps[0, x] = most if labels[0, x] == 0 else none
@@ -76,7 +76,6 @@ def _nearest_above(labels: Labels, steps: Distances, rows: Places, far: int) -> 
         for x in range(width):
             label, nearest = own[x], its[x]
             mine[x] = nearest if label == 0 else label
-    return owner
 
 
 @compiled
@@ -156,16 +155,20 @@ def _look_aside(column: Distances, best: Distances, reach: int, bits: int) -> No
             best[x] = nearer if nearer < best[x] else best[x]
 
 
-@compiled
-def _part(grown: Labels, distance: Distances, limit: int) -> None:
+def _part(grown: Labels, distance: Distances, limit: int, scratch: Scratch) -> None:
     """Put lines of 0 between labels that grew until they met, by less than the limit of the squared distance."""
-    state = np.zeros(grown.shape, dtype=np.uint8)
+    state = scratch.array("state", grown.shape, np.uint8)
     _note_rivals(grown, distance, limit, state)
-    waiting = marked(state.ravel())
+    waiting = marked(state.ravel(), scratch.array("waiting", (grown.size,), np.int32))
     _decide(state.ravel(), waiting, grown.shape[1])
-    own, its = grown.ravel(), state.ravel()
+    _cut(grown.ravel(), state.ravel(), waiting)
+
+
+@compiled
+def _cut(labels: Labels, state: npt.NDArray[np.uint8], waiting: Labels) -> None:
+    """Make the pixels that waited, and do not stay, no one's."""
     for p in waiting:
-        own[p] = own[p] if its[p] == _STAYS else 0
+        labels[p] = labels[p] if state[p] == _STAYS else 0
 
 
 @compiled
@@ -183,6 +186,7 @@ def _note_rivals(grown: Labels, distance: Distances, limit: int, state: npt.NDAr
         label, square = grown[y], distance[y]
         for x in range(width):
             own[x], far[x] = label[x], square[x]
+        state[y] = 0
         above, below = max(y - 1, 0), min(y + 1, height - 1)
         _note(state[y], own, far, limit, grown[above], distance[above], _UP, grown[below], distance[below], _DOWN)
         _note(state[y], own, far, limit, row[:-2], its[:-2], _LEFT, row[2:], its[2:], _RIGHT)
@@ -216,9 +220,8 @@ def _note(  # noqa: PLR0913 - a pixel and the two neighbours
 
 
 @compiled
-def marked(state: npt.NDArray[np.uint8]) -> Labels:
-    """Return which pixels of a flat image are not 0, int32 (n,)."""
-    found = np.empty(state.size, dtype=np.int32)
+def marked(state: npt.NDArray[np.uint8], found: Labels) -> Labels:
+    """Return which pixels of a flat image are not 0, int32 (n,); `found` is room for all, the first of them are."""
     whole = len(state) // 8 * 8
     eights = state[:whole].view(np.uint64)
     n = 0
@@ -231,7 +234,7 @@ def marked(state: npt.NDArray[np.uint8]) -> Labels:
         if state[p] != 0:
             found[n] = p
             n += 1
-    return found[:n].copy()
+    return found[:n]
 
 
 @compiled
@@ -259,10 +262,8 @@ def _decide(state: npt.NDArray[np.uint8], waiting: Labels, wide: int) -> None:
 
 
 @compiled
-def renumbered(labels: Labels, number: Labels) -> Labels:
-    """Return ``number[labels]``, int32 (H, W)."""
-    out = np.empty(labels.shape, dtype=np.int32)
+def renumbered(labels: Labels, number: Labels, out: Labels) -> None:
+    """Write ``number[labels]``, (H, W)."""
     for y in range(labels.shape[0]):
         for x in range(labels.shape[1]):
             out[y, x] = number[labels[y, x]]
-    return out

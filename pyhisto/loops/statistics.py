@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pyhisto.loops.compiled import compiled
 
-__all__ = ["cell_statistics", "statistics"]
+__all__ = ["cell_statistics", "coloured_statistics", "statistics"]
 
 Table: TypeAlias = npt.NDArray[np.float64]
 
@@ -38,8 +38,38 @@ def cell_statistics(nuclei: npt.NDArray[Any], cells: npt.NDArray[Any], images: n
     """
     sums = _no_sums(n, len(images))
     _add_pixels(sums, nuclei, cells, images)
-    out = np.empty((len(images), 3, n, 6))
-    for k in range(len(images)):
+    return _described(sums)
+
+
+@compiled
+def coloured_statistics(
+    nuclei: npt.NDArray[Any], cells: npt.NDArray[Any], rgb: npt.NDArray[np.uint8], tables: Table, n: int
+) -> Table:
+    """Return what :func:`cell_statistics` gives for images that never exist as a whole.
+
+    Each is a sum of a value for red, green and blue, uint8 (H, W, 3), by tables float64 (k, 3, 256), as float32.
+    """
+    height, width = cells.shape
+    sums = _no_sums(n, len(tables))
+    rows = np.empty((len(tables), width), dtype=np.float32)
+    changes, ends = np.empty(width, dtype=np.uint8), np.empty(width, dtype=np.int32)
+    for y in range(height if width else 0):
+        colours = rgb[y]
+        for k in range(len(tables)):
+            row, red, green, blue = rows[k], tables[k, 0], tables[k, 1], tables[k, 2]
+            for x in range(width):
+                row[x] = red[colours[x, 0]] + green[colours[x, 1]] + blue[colours[x, 2]]
+        runs = _run_ends(nuclei, cells, y, changes, ends)
+        _add_row(sums, nuclei, cells, rows, y, ends[:runs])
+    return _described(sums)
+
+
+@compiled
+def _described(sums: Table) -> Table:
+    """Return the statistics of nuclei, cells and cytoplasm, float64 (k, 3, n, 6); spoils the sums."""
+    n, images = sums.shape[0], sums.shape[2]
+    out = np.empty((images, 3, n, 6))
+    for k in range(images):
         for i in range(n):
             nucleus, cytoplasm = sums[i, 0, k], sums[i, 1, k]
             _describe(nucleus, out[k, 0, i])
@@ -64,12 +94,27 @@ def _no_sums(n: int, images: int) -> Table:
 def _add_pixels(sums: Table, nuclei: npt.NDArray[Any], cells: npt.NDArray[Any], images: npt.NDArray[Any]) -> None:
     """Add all pixels to the sums of their part of their cell, row by row."""
     height, width = cells.shape
-    last = len(images) - 1
+    rows = np.empty((len(images), width), dtype=images.dtype)
     changes, ends = np.empty(width, dtype=np.uint8), np.empty(width, dtype=np.int32)
     for y in range(height if width else 0):
+        rows[:] = images[:, y]
         runs = _run_ends(nuclei, cells, y, changes, ends)
-        for k in range(0, last + 1, 2):
-            _add_runs(sums, nuclei, cells, images, (y, k, min(k + 1, last)), ends[:runs])
+        _add_row(sums, nuclei, cells, rows, y, ends[:runs])
+
+
+@compiled
+def _add_row(
+    sums: Table,
+    nuclei: npt.NDArray[Any],
+    cells: npt.NDArray[Any],
+    rows: npt.NDArray[Any],
+    y: int,
+    ends: npt.NDArray[np.int32],
+) -> None:
+    """Add the pixels of a row, which has values in k images, (k, W)."""
+    last = len(rows) - 1
+    for k in range(0, last + 1, 2):
+        _add_runs(sums, nuclei, cells, rows, (y, k, min(k + 1, last)), ends)
 
 
 @compiled
@@ -97,7 +142,7 @@ def _add_runs(
     sums: Table,
     nuclei: npt.NDArray[Any],
     cells: npt.NDArray[Any],
-    images: npt.NDArray[Any],
+    rows: npt.NDArray[Any],
     place: tuple[int, int, int],
     ends: npt.NDArray[np.int32],
 ) -> None:
@@ -113,11 +158,11 @@ def _add_runs(
         if 0 <= i < len(sums):
             count = sums[i, part, k, 0]
             if count == 0:
-                sums[i, part, k, 1], sums[i, part, k2, 1] = images[k, y, begin], images[k2, y, begin]
+                sums[i, part, k, 1], sums[i, part, k2, 1] = rows[k, begin], rows[k2, begin]
             first, total, squares, high, low = _taken(sums, i, part, k)
             first2, total2, squares2, high2, low2 = _taken(sums, i, part, k2)
             for x in range(begin, end):
-                value, value2 = images[k, y, x], images[k2, y, x]
+                value, value2 = rows[k, x], rows[k2, x]
                 total += value - first
                 total2 += value2 - first2
                 squares += (value - first) * (value - first)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, TypeAlias
 
@@ -11,10 +10,13 @@ import numpy.typing as npt
 
 from pyhisto.loops import nuclei as loops
 from pyhisto.loops.basins import claim, ways_down
+from pyhisto.loops.blurs import blur, blur_colours, blur_nuclei
 from pyhisto.loops.ground import BLOCK_PX, block_sums, core_means
 from pyhisto.loops.regions import marked
+from pyhisto.loops.scratch import Scratch
+from pyhisto.stain import StainVectors, od_tables
 
-__all__ = ["find_peaks", "influence_px", "label_nuclei", "label_peaks", "nucleus_probability"]
+__all__ = ["edge_darkness", "find_peaks", "influence_px", "label_nuclei", "label_peaks", "nucleus_probability"]
 
 FloatImage: TypeAlias = npt.NDArray[np.float32]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -74,15 +76,27 @@ def label_nuclei(
     """
     nucleus = nucleus_probability(probability, pixel_size_um, postprocessing)
     peaks = find_peaks(nucleus, pixel_size_um, postprocessing, mask)
-    labels = np.ascontiguousarray(label_peaks(nucleus, peaks, darkness, pixel_size_um, postprocessing))
+    smooth = np.empty_like(nucleus)
+    blur(np.ascontiguousarray(darkness), _gaussian(_EDGE_SIGMA_PX, _BLUR_REACH), smooth)
+    labels = np.ascontiguousarray(label_peaks(nucleus, peaks, smooth, pixel_size_um, postprocessing))
     return labels, loops.votes(probability, labels, len(peaks))
 
 
-def nucleus_probability(probability: FloatImage, pixel_size_um: float, postprocessing: Any) -> FloatImage:
+def nucleus_probability(
+    probability: FloatImage, pixel_size_um: float, postprocessing: Any, *, scratch: Scratch | None = None
+) -> FloatImage:
     """Return the blurred sum of the nucleus classes, float32 (H, W), whose peaks are compared with the threshold."""
-    nuclei = probability[1::2]
-    total = functools.reduce(np.add, nuclei)
-    return _blurred(np.ascontiguousarray(total), postprocessing["sigma_um"] / pixel_size_um)
+    weights = _gaussian(postprocessing["sigma_um"] / pixel_size_um, _BLUR_REACH)
+    out = (scratch or Scratch()).array("nucleus", probability.shape[1:], np.float32)
+    blur_nuclei(np.ascontiguousarray(probability), weights, out)
+    return out
+
+
+def edge_darkness(rgb: npt.NDArray[np.uint8], stains: StainVectors, *, scratch: Scratch | None = None) -> FloatImage:
+    """Return the sum of the optical densities, blurred, in which :func:`label_peaks` finds outlines; float32 (H, W)."""
+    out = (scratch or Scratch()).array("darkness", rgb.shape[:2], np.float32)
+    blur_colours(rgb, od_tables(stains.background), _gaussian(_EDGE_SIGMA_PX, _BLUR_REACH), out)
+    return out
 
 
 def find_peaks(
@@ -99,12 +113,13 @@ def find_peaks(
 def label_peaks(
     nucleus: FloatImage,
     peaks: npt.NDArray[np.int64],
-    darkness: FloatImage,
+    smooth: FloatImage,
     pixel_size_um: float,
     postprocessing: Any,
     *,
     corner: tuple[int, int] = (0, 0),
     part: tuple[slice, slice] = (slice(None), slice(None)),
+    scratch: Scratch | None = None,
 ) -> npt.NDArray[np.int32]:
     """Give each peak its nucleus; see :func:`label_nuclei`.
 
@@ -112,42 +127,51 @@ def label_peaks(
     ----------
     nucleus, peaks
         As :func:`nucleus_probability` and :func:`find_peaks` return them.
-    darkness, pixel_size_um, postprocessing
+    smooth
+        As :func:`edge_darkness` returns it.
+    pixel_size_um, postprocessing
         As in :func:`label_nuclei`.
     corner
         (row, column) of the image in the frame of the slide, px: what is averaged over blocks keeps to that frame.
     part
         Rows and columns of the image that are labelled; the peaks of the rest only say what is no ground.
+    scratch
+        Memory for the work and for what is returned, which is good until the next call; new memory by default.
 
     Returns
     -------
     numpy.ndarray
         int32, shape of `part`; peak i has the label i + 1.
     """
+    scratch = scratch or Scratch()
     shape, n = nucleus.shape, len(peaks)
     reach, core_radius = (postprocessing[name] / pixel_size_um for name in ("reach_um", "core_um"))
-    within = loops.disks(shape, peaks, reach)
-    smooth = _blurred(darkness, _EDGE_SIGMA_PX)
+    within = scratch.array("within", shape, np.bool_)
+    loops.disks(peaks, reach, within)
     start = (corner[0] % BLOCK_PX, corner[1] % BLOCK_PX)
     ground = _ground(smooth, within, start)
     (top, bottom, _), (left, right, _) = (along.indices(length) for along, length in zip(part, shape, strict=True))
     inside = (peaks >= (top, left)).all(axis=1) & (peaks < (bottom, right)).all(axis=1)
     local = peaks[inside] - (top, left)
     # from here on images have a border of one pixel, so that no pixel of the part lacks a neighbour
-    offset = (top - 1, left - 1)
-    links = ways_down(nucleus, within, (top, left), (bottom - top, right - left), _LEVELS)
+    offset, bordered = (top - 1, left - 1), (bottom - top + 2, right - left + 2)
+    links = scratch.array("links", bordered, np.int32)
+    ways_down(nucleus, within, (top, left), _LEVELS, links)
     links[_INNER][local[:, 0], local[:, 1]] = -2 - np.flatnonzero(inside)  # peak i has the label i + 1
-    core = np.zeros(links.shape, dtype=np.bool_)
-    core[_INNER] = loops.disks((bottom - top, right - left), local, min(core_radius, reach))
-    places = marked(core.ravel().view(np.uint8))
-    claim(links, places, nucleus, offset, _LEVELS)
+    core = scratch.array("core", bordered, np.bool_)
+    loops.disks(local + 1, min(core_radius, reach), core)
+    core[[0, -1]], core[:, [0, -1]] = False, False
+    room, more = (scratch.array(name, (core.size,), np.int32) for name in ("places", "unclear"))
+    places = marked(core.ravel().view(np.uint8), room)
+    claim(links, places, nucleus, offset, _LEVELS, more)
     middles = core_means(smooth, offset, ground, start, links, places, n)
     edge = middles.mean(axis=1) + _LEAST_CONTRAST
     # a pixel can only be of a nucleus if it is darker than the edge of one
-    places = loops.chosen(core, within, smooth, offset, float(np.nanmin(edge, initial=np.inf)))
-    claim(links, places, nucleus, offset, _LEVELS)
-    labels = loops.stained_part(links, core, places, smooth, offset, edge)
-    loops.open_labels(labels, core)
+    places = loops.chosen(core, within, smooth, offset, float(np.nanmin(edge, initial=np.inf)), room)
+    claim(links, places, nucleus, offset, _LEVELS, more)
+    labels = scratch.array("labels", bordered, np.int32)
+    loops.stained_part(links, core, places, smooth, offset, edge, labels)
+    loops.open_labels(labels, core, scratch.array("inner", bordered, np.bool_))
     loops.make_whole(labels, core, n)
     return labels[_INNER]
 
@@ -160,7 +184,10 @@ def _ground(smooth: FloatImage, within: Mask, start: tuple[int, int]) -> FloatIm
     """
     sums = block_sums(smooth, within, start)
     weights = _gaussian(_GROUND_SIGMA_PX / BLOCK_PX, _GROUND_REACH)
-    total, count = loops.blur(sums[0], weights), loops.blur(sums[1], weights)
+    blurred = np.empty_like(sums)
+    for image, out in zip(sums, blurred, strict=True):
+        blur(image, weights, out)
+    total, count = blurred
     return np.asarray(total / np.maximum(count, np.float32(1e-3 * BLOCK_PX**2)))
 
 
@@ -172,10 +199,6 @@ def influence_px(pixel_size_um: float, postprocessing: Any) -> int:
     ground = math.ceil(_GROUND_REACH * _GROUND_SIGMA_PX) + 2 * BLOCK_PX
     blurs = math.ceil(_BLUR_REACH * (postprocessing["sigma_um"] / pixel_size_um + _EDGE_SIGMA_PX))
     return int(core + ground + reach + distance + blurs)
-
-
-def _blurred(image: FloatImage, sigma_px: float) -> FloatImage:
-    return loops.blur(image, _gaussian(sigma_px, _BLUR_REACH))
 
 
 def _gaussian(sigma_px: float, reach: float) -> FloatImage:

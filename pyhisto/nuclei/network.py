@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import shapely
 
 from pyhisto.bundle.files import Bundle
@@ -21,12 +22,19 @@ from pyhisto.inference import PLAIN, Frame, InferenceSettings, Lens, PredictedWi
 from pyhisto.inference.stream import Progress
 from pyhisto.loops import nuclei as loops
 from pyhisto.loops import regions
-from pyhisto.measurements import cell_measurements, expand_cells
-from pyhisto.nuclei.labelling import find_peaks, influence_px, label_nuclei, label_peaks, nucleus_probability
-from pyhisto.nuclei.segment import darkness, stain_images
+from pyhisto.loops.scratch import Scratch
+from pyhisto.measurements import Colours, cell_measurements, expand_cells
+from pyhisto.nuclei.labelling import (
+    edge_darkness,
+    find_peaks,
+    influence_px,
+    label_nuclei,
+    label_peaks,
+    nucleus_probability,
+)
 from pyhisto.objects import empty_objects, make_objects
 from pyhisto.slide import Slide
-from pyhisto.stain import StainVectors
+from pyhisto.stain import StainVectors, stain_tables
 
 __all__ = ["CellFinder", "label_nuclei", "nucleus_probability", "predict_cells"]
 
@@ -143,6 +151,7 @@ class CellFinder:
     postprocessing: Any
     expansion_px: float
     _found: list[_Found] = field(default_factory=list)
+    _scratch: Scratch = field(default_factory=Scratch)
 
     @property
     def _extent(self) -> int:
@@ -166,7 +175,9 @@ class CellFinder:
 
     def add(self, window: PredictedWindow) -> None:
         """Find the cells whose nucleus has its peak in the own part of a window."""
-        nucleus = nucleus_probability(window.probability, self.pixel_size_um, self.postprocessing)
+        nucleus = nucleus_probability(
+            window.probability, self.pixel_size_um, self.postprocessing, scratch=self._scratch
+        )
         peaks = find_peaks(nucleus, self.pixel_size_um, self.postprocessing, window.wanted)
         rows, columns = window.own
         own = _within(peaks, (rows, columns))
@@ -177,11 +188,12 @@ class CellFinder:
         labels = label_peaks(
             nucleus,
             peaks,
-            darkness(window.rgb, self.stains),
+            edge_darkness(window.rgb, self.stains, scratch=self._scratch),
             self.pixel_size_um,
             self.postprocessing,
             corner=(window.read[1], window.read[0]),
             part=outlined,
+            scratch=self._scratch,
         )
         inner = tuple(
             slice(along.start - around.start, along.stop - around.start)
@@ -195,11 +207,13 @@ class CellFinder:
         """Return the cells of a part of a window; only those whose label is its own."""
         frame = window.frame
         n = int(np.count_nonzero(own))
-        number = np.zeros(len(own) + 1, dtype=np.int32)
+        # labels of two bytes are looked through twice as fast
+        number = np.zeros(len(own) + 1, dtype=np.uint16 if len(own) < 1 << 16 else np.int32)
         number[1:][own] = np.arange(1, n + 1)
         number[1:][~own] = np.arange(n + 1, len(own) + 1)
-        nuclei = regions.renumbered(labels, number)  # own ones are 1 to n, and the only ones that are looked at
-        cells = None if self.expansion_px <= 0 else expand_cells(nuclei, self.expansion_px)
+        nuclei = self._scratch.array("nuclei", labels.shape, number.dtype)
+        regions.renumbered(labels, number, nuclei)  # own ones are 1 to n, and the only ones that are looked at
+        cells = None if self.expansion_px <= 0 else expand_cells(nuclei, self.expansion_px, scratch=self._scratch)
         nucleus = _Outlines(*smooth_labels(nuclei, n))
         cell = None if cells is None else _Outlines(*smooth_labels(cells, n))
         corner = (window.read[0] + part[1].start, window.read[1] + part[0].start)
@@ -208,7 +222,7 @@ class CellFinder:
         table = cell_measurements(
             nuclei,
             [f"{name} OD" for name in self.stains.names],
-            stain_images(np.ascontiguousarray(window.rgb[part]), self.stains),
+            Colours(window.rgb[part], stain_tables(self.stains)),
             pixel_size_um=frame.mpp,
             nucleus_contours=nucleus.smooth,
             cells=None if cells is None or cell is None else (cells, cell.smooth),
@@ -218,10 +232,12 @@ class CellFinder:
         inner = drawn.polygons()
         outer = inner if outline is None else outline.polygons()
         whole = ~shapely.is_missing(inner) & ~shapely.is_missing(outer)
-        return _Found(inner[whole], outer[whole], np.array(list(table.values()))[:, whole], tuple(table), votes[whole])
+        found = _Found(inner, outer, np.array(list(table.values())), tuple(table), votes)
+        return found if whole.all() else found.take(whole)
 
     def objects(self, classes: tuple[str | None, ...]) -> gpd.GeoDataFrame:
         """Return all cells as a path-object table; `classes` names them in the order of the model."""
+        self._scratch.clear()
         if not self._found:
             return empty_objects()
         nucleus = np.concatenate([found.nucleus for found in self._found])
@@ -235,7 +251,7 @@ class CellFinder:
             object_type="cell" if grown else "detection",
             nucleus=nucleus if grown else None,
             classification=names[votes.argmax(axis=1)],
-            measurements=dict(zip(self._found[0].columns, table, strict=True)),
+            measurements=pd.DataFrame(table.T, columns=list(self._found[0].columns), copy=False),
             class_probability=votes.max(axis=1),
         )
 
@@ -252,6 +268,10 @@ class _Found:
     table: npt.NDArray[np.float64]
     columns: tuple[str, ...]
     votes: npt.NDArray[np.float64]
+
+    def take(self, index: npt.NDArray[np.bool_]) -> _Found:
+        """Return some of them."""
+        return _Found(self.nucleus[index], self.outline[index], self.table[:, index], self.columns, self.votes[index])
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pyhisto.nuclei.watershed import (
     laplacian,
     opening_background,
 )
-from pyhisto.stain import StainVectors, od_tables
+from pyhisto.stain import StainVectors, od_tables, stain_tables
 
 __all__ = [
     "Basins",
@@ -75,13 +75,19 @@ def stain_channels(rgb: npt.NDArray[np.uint8], stains: StainVectors) -> dict[str
 
 def stain_images(rgb: npt.NDArray[np.uint8], stains: StainVectors) -> FloatImage:
     """Return the OD of every named stain, float32 (k, H, W)."""
-    per_value = np.einsum("cv,ci->icv", od_tables(stains.background), np.linalg.inv(stains.matrix))
-    return np.asarray(loops.separate(rgb, np.ascontiguousarray(per_value[: len(stains.names)])))
+    return _separated(rgb, stain_tables(stains))
 
 
 def darkness(rgb: npt.NDArray[np.uint8], stains: StainVectors) -> FloatImage:
     """Return the sum of the three optical densities, float32 (H, W), in which nuclei are dark whatever their stain."""
-    return np.asarray(loops.separate(rgb, od_tables(stains.background)[np.newaxis])[0])
+    (out,) = _separated(rgb, od_tables(stains.background)[np.newaxis])
+    return np.asarray(out)
+
+
+def _separated(rgb: npt.NDArray[np.uint8], tables: npt.NDArray[np.float64]) -> FloatImage:
+    out = np.empty((len(tables), *rgb.shape[:2]), dtype=np.float32)
+    loops.separate(rgb, tables, out)
+    return out
 
 
 def detection_image(

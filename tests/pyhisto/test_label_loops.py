@@ -10,9 +10,11 @@ import scipy.ndimage as ndi
 from skimage.segmentation import watershed
 
 from pyhisto.loops.basins import claim, ways_down
+from pyhisto.loops.blurs import blur, blur_colours, blur_nuclei
 from pyhisto.loops.ground import block_sums, core_means
 from pyhisto.loops.nuclei import open_labels
 from pyhisto.loops.regions import expanded, marked
+from pyhisto.loops.scratch import Scratch
 from pyhisto.nuclei.labelling import find_peaks
 
 CROSS = ndi.generate_binary_structure(2, 1)
@@ -33,7 +35,7 @@ def test_pixels_grow_from_the_nearest_label_and_a_line_stays_where_two_meet(radi
     for label in range(1, 13):
         y, x = rng.integers(0, (87, 67))
         labels[y : y + 3, x : x + 2] = label + above
-    grown = expanded(labels, radius)
+    grown = expanded(labels if above else labels.astype(np.uint16), radius, Scratch())
     each = {label: ndi.distance_transform_edt(labels != label) for label in np.unique(labels[labels > 0])}
     nearest = np.min(list(each.values()), axis=0)
     assert (grown[labels > 0] == labels[labels > 0]).all()
@@ -63,12 +65,13 @@ def test_marked_basins_are_flooded_as_scikit_image_does_it(part: tuple[int, int,
     lowest = (rank == ndi.minimum_filter(rank, 5))[place] & (where & ~island)[place]
     marks = np.where(lowest & (rng.random(lowest.shape) < 0.6), np.cumsum(lowest).reshape(lowest.shape), 0)
     expected = watershed(rank[place], marks, connectivity=1, mask=where[place])
-    links = ways_down(image, where, (top, left), (height, width), 65536)
+    links = np.empty((height + 2, width + 2), dtype=np.int32)
+    ways_down(image, where, (top, left), 65536, links)
     assert (links[1:-1, 1:-1] == -1).tolist() == (~where[place]).tolist()
     links[1:-1, 1:-1][marks > 0] = -1 - marks[marks > 0]
     for few in (0.1, 1.0):  # a pixel's label does not depend on which others are wanted
         wanted = np.flatnonzero((links != -1) & (rng.random(links.shape) < few)).astype(np.int32)
-        claim(links, wanted, image, (top - 1, left - 1), 65536)
+        claim(links, wanted, image, (top - 1, left - 1), 65536, np.empty(links.size, dtype=np.int32))
     found = -1 - links[1:-1, 1:-1].astype(np.int64)
     np.testing.assert_array_equal(np.where(found > len(rank) ** 2, 0, found), expected)
     assert np.count_nonzero(where[place] & (expected == 0)) >= 100
@@ -86,7 +89,7 @@ def test_labels_are_opened_as_scipy_opens_each_for_itself() -> None:
         opened = ndi.binary_dilation(ndi.binary_erosion(mask, CROSS, border_value=1), CROSS)
         expected[1:-1, 1:-1][mask & (opened | core[1:-1, 1:-1])] = label
     assert np.count_nonzero(labels != expected) > 100
-    open_labels(labels, core)
+    open_labels(labels, core, np.ones_like(core))
     np.testing.assert_array_equal(labels, expected)
 
 
@@ -116,7 +119,7 @@ def test_the_ground_of_a_core_is_sampled_between_the_centres_of_blocks() -> None
 def test_marked_pixels_are_found_in_their_order(n: int) -> None:
     state = np.zeros(29, dtype=np.uint8)
     state[np.random.default_rng(0).permutation(29)[:n]] = 4
-    assert marked(state).tolist() == np.flatnonzero(state).tolist()
+    assert marked(state, np.empty(29, dtype=np.int32)).tolist() == np.flatnonzero(state).tolist()
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (1, 1), (20, 30)])
@@ -126,3 +129,40 @@ def test_an_even_image_has_no_peaks(shape: tuple[int, int]) -> None:
     if image.size > 1:
         image[3, 4] = 1
         assert [3, 4] in find_peaks(image, 0.5, NUMBERS).tolist()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 9), (40, 33)])
+@pytest.mark.parametrize("weights", [[1.0], [0.4, 0.2, 0.1], [0.2, 0.15, 0.1, 0.08, 0.04, 0.02, 0.01]])
+def test_sums_are_filtered_as_scipy_filters_them(shape: tuple[int, int], weights: list[float]) -> None:
+    rng = np.random.default_rng(2)
+    kernel = np.array(weights, dtype=np.float32)
+
+    def expected(image: Any) -> Any:
+        return ndi.correlate1d(ndi.correlate1d(image, [*weights[:0:-1], *weights], axis=0), [*weights[:0:-1], *weights])
+
+    out = np.full(shape, np.nan, dtype=np.float32)
+    image = rng.random(shape, dtype=np.float32)
+    blur(image, kernel, out)
+    np.testing.assert_allclose(out, expected(image.astype(float)), rtol=1e-5)
+    probability = rng.random((5, *shape), dtype=np.float32)  # background, then nucleus and membrane of two classes
+    blur_nuclei(probability, kernel, out)
+    np.testing.assert_allclose(out, expected((probability[1] + probability[3]).astype(float)), rtol=1e-5)
+    rgb = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    table = rng.random((3, 256))
+    blur_colours(rgb, table, kernel, out)
+    each = sum(table[channel][rgb[..., channel]] for channel in range(3))
+    np.testing.assert_allclose(out, expected(each), rtol=1e-5)
+
+
+def test_memory_is_used_again_by_arrays_of_the_same_name() -> None:
+    scratch = Scratch()
+    first = scratch.array("a", (3, 4), np.int32)
+    other = scratch.array("b", (3, 4), np.int32)
+    again = scratch.array("a", (5, 2), np.float32)  # 40 bytes of 48
+    assert (again.shape, again.dtype, again.flags.c_contiguous) == ((5, 2), np.float32, True)
+    assert np.shares_memory(first, again)
+    assert not np.shares_memory(other, again)
+    larger = scratch.array("a", (7, 7), np.uint16)
+    assert not np.shares_memory(larger, again)
+    scratch.clear()
+    assert not np.shares_memory(larger, scratch.array("a", (7, 7), np.uint16))

@@ -6,6 +6,7 @@ import pytest
 from pyhisto.contours import Contours, trace_labels
 from pyhisto.errors import ConfigError
 from pyhisto.measurements import (
+    Colours,
     cell_measurements,
     expand_cells,
     measure_cells,
@@ -158,6 +159,33 @@ def test_only_labels_with_an_outline_are_measured() -> None:
     assert cells["Nucleus: a mean"].tolist() == [3]
     assert cells["Cytoplasm: b mean"].tolist() == [7]
     np.testing.assert_allclose(cells["Cell: b mean"], (6 * 5 + 36 * 7) / 42)
+
+
+@pytest.mark.parametrize("grown", [True, False])
+def test_colours_are_measured_as_the_images_that_they_make(grown: bool) -> None:
+    rng = np.random.default_rng(4)
+    labels = np.zeros((6, 9), dtype=np.uint16)
+    labels[1:3, 1:4], labels[1:5, 5:8] = 1, 2
+    cells = np.where(labels == 0, 1, labels).astype(np.uint16)
+    rgb, tables = rng.integers(0, 256, (6, 9, 3), dtype=np.uint8), rng.random((3, 3, 256))
+    image = sum(tables[2, channel][rgb[..., channel]] for channel in range(3))
+    outlines = trace_labels(labels, 2)
+    found = cell_measurements(
+        labels,
+        ("a", "b", "c"),
+        Colours(rgb, tables),
+        pixel_size_um=1.0,
+        nucleus_contours=outlines,
+        cells=(cells, outlines) if grown else None,
+    )
+    parts = {"Nucleus": [labels == 1, labels == 2]}
+    if grown:
+        parts |= {"Cell": [cells == 1, cells == 2], "Cytoplasm": [cells != labels]}
+    for part, masks in parts.items():
+        for name, statistic in (("mean", np.mean), ("max", np.max), ("std dev", lambda v: np.std(v, ddof=1))):
+            values = found[f"{part}: c {name}"][: len(masks)]
+            np.testing.assert_allclose(values, [statistic(image[mask]) for mask in masks], rtol=1e-5)
+    assert ("Cell: c mean" in found) == grown
 
 
 def test_where_cells_meet_the_line_goes_to_the_pixel_that_is_farther_away() -> None:

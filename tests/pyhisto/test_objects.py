@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import shapely
+from geopandas.testing import assert_geodataframe_equal
 
 from pyhisto.errors import ObjectTableError
 from pyhisto.objects import (
@@ -118,6 +119,20 @@ def test_validate_finds_what_was_broken_later() -> None:
 def test_empty_table_has_all_columns() -> None:
     assert list(empty_objects().columns) == list(COLUMNS)
     assert len(empty_objects()) == 0
+
+
+def test_a_table_of_measurements_is_not_copied() -> None:
+    numbers = np.array([[1.0, 2.0], [3.0, 4.0]])
+    block = pd.DataFrame(numbers.T, columns=["m", "n"], copy=False)
+    table = make_objects(BOXES, object_type="tile", measurements=block, class_probability=[0.5, 0.6])
+    columns = {"m": numbers[0], "n": numbers[1]}
+    alike = make_objects(
+        BOXES, object_type="tile", measurements=columns, class_probability=[0.5, 0.6], ids=list(table.index)
+    )
+    assert_geodataframe_equal(table, alike)
+    assert np.shares_memory(table["n"].to_numpy(), numbers)
+    with pytest.raises(ObjectTableError, match="1 values of 'm' for 2 objects"):
+        make_objects(BOXES, object_type="tile", measurements=block.iloc[:1])
 
 
 def test_concat_aligns_measurements_and_classes() -> None:
