@@ -24,6 +24,10 @@ __all__ = ["Bundle", "class_probabilities", "normalise"]
 STREAM_OVERLAPS = 34
 """Largest side of tiles for whole slides in overlaps: (34 / 32)² = 1.13 pixels are predicted for each that is used."""
 
+LEAST_OVERLAP_PX = 32
+"""Least overlap of such tiles, but no more than a quarter of a tile of the training. Half as much with half the side
+takes as long, and moves more outlines by where the tiles lie."""
+
 MOST_TILE_PX = {"cpu": 1088, "cuda": 2048, "mps": 1024}
 """Largest side of such tiles; larger ones take more memory and save little."""
 
@@ -186,12 +190,13 @@ class Bundle:
     def stream_tile(self) -> tuple[int, int]:
         """Tile side and overlap on each side, px, with which whole slides are predicted.
 
-        The overlap is that of the description; tiles are larger than in training, so that less of them is overlap,
-        but for a network in which an output pixel depends on the whole tile.
+        Both are larger than in training, so that less of the tiles is overlap, and less of what is found depends on
+        where they lie; but for a network in which an output pixel depends on the whole tile.
         """
         side, overlap = self.spec.tile_size, self.spec.overlap
         if not self._sees_nearby():
             return side, overlap
+        overlap = max(overlap, min(LEAST_OVERLAP_PX, side // 4))
         most = MOST_TILE_PX[self.device.partition(":")[0]]
         wanted = min(most, STREAM_OVERLAPS * overlap) // self.stride * self.stride
         return max(side, wanted), overlap

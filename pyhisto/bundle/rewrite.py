@@ -19,12 +19,11 @@ __all__ = ["fold_batch_norms", "has_winograd", "join_upsampling", "use_winograd"
 TOLERANCE = 1e-5
 """Largest difference of an output that rewriting may make, as a share of the largest output (or absolutely below 1)."""
 
-WINOGRAD_CHANNELS = (64, 256)
-"""Channels with which Winograd's convolutions are faster: with fewer the tiles' transforms take longer than what they
-save, with more those of the weights, which are made anew for each input."""
+WINOGRAD_CHANNELS = (64, 512)
+"""Channels with which Winograd's convolutions are faster: with fewer, transforms take longer than what they save."""
 
-WINOGRAD_PX = 700
-"""Pixels of a map from which they are."""
+WINOGRAD_PX = 640
+"""Pixels of a map from which they are: the weights' transforms are made anew for each input."""
 
 TAPS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 """Which of three taps beside each other in an image at twice the size meet each of the four of its transposed form."""

@@ -130,7 +130,8 @@ def network_grids(bundle: Bundle, settings: InferenceSettings, width: int, heigh
 
     Large tiles waste less on overlap, small ones less around a ragged or small region: the sizes lie between what the
     network was trained on and ``bundle.stream_tile``, and tiles are cropped to what is wanted of them, but no further
-    than to the former. Settings that name a size leave that one, uncropped.
+    than to the former. Settings that name a size leave that one, uncropped. An overlap that they name is rounded up to
+    the network's stride, if there is room: on which pixels its coarse maps lie changes what it says.
 
     Raises
     ------
@@ -138,15 +139,18 @@ def network_grids(bundle: Bundle, settings: InferenceSettings, width: int, heigh
         If the tile size of the settings is no multiple of the network's stride, or the overlap leaves no core.
     """
     largest, overlap = bundle.stream_tile
-    if settings.overlap is not None:
-        overlap = settings.overlap
     stride = bundle.stride
+    if settings.overlap is not None:
+        whole = math.ceil(settings.overlap / stride) * stride
+        overlap = whole if 2 * whole < (settings.tile_size or largest) else settings.overlap
     if settings.tile_size is not None:
         if settings.tile_size % stride:
             raise ConfigError(
                 f"tile_size = {settings.tile_size}",
                 expected=f"a multiple of {stride}, the stride of {bundle.spec.architecture}",
             )
+        if settings.overlap is None:
+            overlap = min(overlap, max(bundle.spec.overlap, settings.tile_size // 8))
         return [NetworkGrid(width, height, settings.tile_size, overlap)]
     parts = range(SIZE_PARTS // 4, SIZE_PARTS)
     sizes = {math.ceil(part * largest / SIZE_PARTS / stride) * stride for part in parts} | {bundle.spec.tile_size}

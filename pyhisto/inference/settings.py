@@ -13,7 +13,7 @@ LEAST_WINDOW_PX = 64
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """Settings of whole-slide inference; none of them changes where things are found, only speed and memory.
+    """Settings of whole-slide inference: speed, memory, and how much what is found depends on the tiles.
 
     Attributes
     ----------
@@ -21,8 +21,9 @@ class InferenceSettings:
         Width and height of what the network sees at once, model px, a multiple of the network's stride. None takes what
         suits the model and the region, at most ``bundle.stream_tile``, and crops tiles to the region.
     overlap
-        Margin on each side of a tile that the neighbours see too, model px; None takes the bundle's. The outer half of
-        it is not used, over the inner half neighbours are blended.
+        Margin on each side of a tile that the neighbours see too, model px; None takes that of ``bundle.stream_tile``.
+        The outer half of it is not used, over the inner half neighbours are blended. As wide as a network sees, tiles
+        change nothing.
     window
         Width and height of the own part of a window, model px; what bounds the memory. None takes 1024 for tissue, and
         2048 for cells, whose windows overlap.

@@ -123,6 +123,7 @@ def prediction_options(command: F) -> F:
         ),
         click.option("--flips", is_flag=True, help="Mean over each tile and its three mirror images; 4 times slower."),
         click.option("--tile-size", type=click.IntRange(min=1), help="Side of what a network sees at once, its px."),
+        click.option("--overlap", type=click.IntRange(min=0), help="How far tiles reach into each other, px."),
         click.option("--batch-size", type=click.IntRange(min=1), help="Tiles at once; default: what fits."),
         click.option(
             "--strict", is_flag=True, help="Write nothing to an image of which a network says what makes no sense."
@@ -158,7 +159,10 @@ def prediction_settings(options: Mapping[str, Any]) -> Prediction:
     from qupath_ext.workflows.prediction import Prediction
 
     inference = InferenceSettings(
-        tile_size=options["tile_size"], flips=options["flips"], batch_size=options["batch_size"]
+        tile_size=options["tile_size"],
+        overlap=options["overlap"],
+        flips=options["flips"],
+        batch_size=options["batch_size"],
     )
     kept = ("precision", "engine", "strict", "uncertainty", "probability_maps", "map_um")
     return Prediction(inference, **{name: options[name] for name in kept})

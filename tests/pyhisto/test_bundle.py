@@ -260,7 +260,7 @@ class Cramped(torch.nn.Module):
 
 def test_a_batch_that_is_too_large_is_halved() -> None:
     model = Cramped(3 * 64 * 64)
-    bundle = Bundle(Path("none"), SPEC, "", model, "cpu")
+    bundle = Bundle(Path("none"), dataclasses.replace(SPEC, tile_size=32), "", model, "cpu")
     tiles = np.stack([tile(seed) for seed in range(8)])
     assert bundle.tiles_at_once == 8
     found = bundle.predict(tiles)
@@ -296,7 +296,9 @@ def test_the_batch_of_a_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) ->
         ("unet-resnet34", 256, 32, (1088, 32)),  # 34 overlaps
         ("unet-densenet121", 512, 64, (1088, 64)),  # no more on a CPU
         ("unet-resnet34", 1152, 32, (1152, 32)),  # never smaller than in training
-        ("unet-resnet34", 256, 20, (672, 20)),  # 680 is no multiple of the stride
+        ("unet-resnet34", 128, 16, (1088, 32)),  # a quarter of a tile of the training
+        ("unet-resnet34", 64, 8, (544, 16)),
+        ("unet-resnet34", 80, 8, (672, 20)),  # 680 is no multiple of the stride
         ("attention-unet", 256, 32, (256, 32)),  # sees the whole tile
     ],
 )
@@ -306,7 +308,7 @@ def test_tiles_for_whole_slides(architecture: str, tile_size: int, overlap: int,
     bundle = Bundle(Path("none"), spec, "", model, "cpu")
     assert bundle.stream_tile == expected
     assert bundle.stride == (16 if architecture == "attention-unet" else 32)
-    assert bundle.tiles_at_once == {256: 8, 672: 1, 1088: 1, 1152: 1}[expected[0]]
+    assert bundle.tiles_at_once == {256: 8, 544: 1, 672: 1, 1088: 1, 1152: 1}[expected[0]]
 
 
 def test_normalise_by_hand() -> None:

@@ -14,6 +14,7 @@ import shapely
 from pyhisto.bundle.files import ModelClass, ModelSpec
 from pyhisto.errors import PyhistoError
 from pyhisto.inference import InferenceSettings, Lens, PredictedWindow, predict_probabilities, predict_tissue
+from pyhisto.inference.grid import network_grids
 from pyhisto.slide import Slide
 
 Pixels = np.ndarray[Any, Any]
@@ -109,6 +110,25 @@ def test_tiles_of_an_image_are_cropped_to_what_is_wanted() -> None:
     # tiles of 160 px with cores of 144, used from -4 to 148 and from 140 to 292: 4 px around what is wanted of that,
     # 4 more that are seen, and 64 px at least
     assert [tile.shape[:2] for tile in bundle.tiles] == [(64, 130), (64, 102)]
+
+
+@pytest.mark.parametrize(
+    ("tile_size", "overlap", "expected"),
+    [
+        (None, None, (1088, 32)),
+        (None, 40, (1088, 64)),  # the network's coarse maps have 32 px
+        (128, None, (128, 16)),  # an eighth of the tile, as in training
+        (512, None, (512, 32)),
+        (288, 96, (288, 96)),
+        (192, 72, (192, 72)),  # 96 would leave nothing
+    ],
+)
+def test_the_overlap_of_tiles(tile_size: int | None, overlap: int | None, expected: tuple[int, int]) -> None:
+    bundle = ByColour(replace(SPEC, tile_size=128, overlap=16))
+    bundle.stream_tile, bundle.stride = (1088, 32), 32
+    settings = InferenceSettings(tile_size=tile_size, overlap=overlap)
+    grid = network_grids(bundle, settings, 4000, 3000)[0]  # type: ignore[arg-type]
+    assert (grid.tile_size, grid.overlap) == expected
 
 
 def test_a_window_of_a_slide_costs_no_tile_more_than_its_cores(nests: Path) -> None:

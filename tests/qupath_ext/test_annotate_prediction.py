@@ -195,7 +195,13 @@ def test_an_image_that_cannot_be_written_leaves_no_maps(project: Project, monkey
 
 @pytest.mark.parametrize(
     "options",
-    [["--map-um", "0.1"], ["--probability-maps", "png"], ["--tile-size", "0"], ["--precision", "int8"]],
+    [
+        ["--map-um", "0.1"],
+        ["--probability-maps", "png"],
+        ["--tile-size", "0"],
+        ["--overlap", "-1"],
+        ["--precision", "int8"],
+    ],
 )
 def test_options_that_are_refused(project: Project, options: list[str]) -> None:
     assert run(project, "--model", "tumour", *options).exit_code == 2
@@ -208,10 +214,12 @@ def test_a_device_that_is_not_there(project: Project) -> None:
 
 
 def test_options_stand_in_the_record(project: Project) -> None:
-    options = ["--tile-size", "96", "--batch-size", "2", "--precision", "float32", "--engine", "torch", "--strict"]
+    sizes = ["--tile-size", "96", "--overlap", "12", "--batch-size", "2"]
+    options = [*sizes, "--precision", "float32", "--engine", "torch", "--strict"]
     assert run(project, "--model", "tumour", *options).exit_code == 0
     prediction = last_run(project).record["config"]["prediction"]
-    assert (prediction["inference"]["tile_size"], prediction["inference"]["batch_size"]) == (96, 2)
+    inference = prediction["inference"]
+    assert (inference["tile_size"], inference["overlap"], inference["batch_size"]) == (96, 12, 2)
     assert (prediction["precision"], prediction["engine"], prediction["strict"]) == ("float32", "torch", True)
 
 
