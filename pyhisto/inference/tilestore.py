@@ -17,7 +17,7 @@ PredictedTile: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 
 _Block: TypeAlias = npt.NDArray[np.uint8]
 
-RESIDENT_BYTES = 32 << 20
+RESIDENT_BYTES = 128 << 20
 """Memory for tiles; what is beyond it, the rims of a wide slide, goes to the file."""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from monai.networks.nets.basic_unet import UpCat
+from monai.networks.nets.resnet import ResNetBlock, resnet18
 from network_cases import image, network
 from torch import nn
 
@@ -16,6 +17,7 @@ from pyhisto.bundle.rewrite import (
     fold_batch_norms,
     has_winograd,
     join_upsampling,
+    planar,
     use_winograd,
     winograd_share,
 )
@@ -197,6 +199,33 @@ def test_the_convolutions_that_winograd_computes() -> None:
         use_winograd(model)
         torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-5)
     assert [isinstance(module, WinogradConvolution) for module in model] == [True, True] + [False] * 9
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 70, 50), (2, 3, 5, 7), (1, 1, 4, 4), (2, 8, 1, 1)])
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_planar_maps_hold_the_same_numbers(shape: tuple[int, ...], order: torch.memory_format) -> None:
+    x = image(*shape).to(memory_format=order)
+    found = planar(x)
+    assert found.is_contiguous()
+    assert torch.equal(found, x)
+    every_second = x[:, :, ::2]
+    assert torch.equal(planar(every_second), every_second)
+
+
+@needs_nnpack
+def test_maps_between_the_convolutions_of_winograd_keep_one_order() -> None:
+    model = resnet18(spatial_dims=2, n_input_channels=3, feed_forward=False).eval()
+    x = image(1, 3, 256, 256).to(memory_format=torch.channels_last)
+    added: list[tuple[bool, bool]] = []
+    with torch.inference_mode():
+        expected = model(x)
+        use_winograd(model)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for block in (module for module in model.modules() if isinstance(module, ResNetBlock)):
+            if isinstance(block.conv2, WinogradConvolution):
+                block.register_forward_hook(lambda _, x, y: added.append((x[0].is_contiguous(), y.is_contiguous())))
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-4)
+    assert added[:6] == [(True, True)] * 6  # the last two have maps of 16 x 16 px
 
 
 def test_the_share_of_winograd_by_hand() -> None:
