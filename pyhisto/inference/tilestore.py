@@ -17,8 +17,10 @@ PredictedTile: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 
 _Block: TypeAlias = npt.NDArray[np.uint8]
 
-RESIDENT_BYTES = 128 << 20
-"""Memory for tiles; what is beyond it, the rims of a wide slide, goes to the file."""
+RESIDENT_BYTES, RESIDENT_TILES = 32 << 20, 6
+"""Memory for tiles, but enough for so many; what is beyond it, the rims of a wide slide, goes to the file.
+
+A window of the size of a tile is made of four."""
 
 
 class TileStore:
@@ -32,14 +34,16 @@ class TileStore:
     ----------
     planes, size
         Number of planes, and the greatest width and height of a tile, px.
-    resident_bytes
-        Memory that the tiles may take; at least one stays.
+    resident_bytes, resident_tiles
+        Memory that the tiles may take, and how many may stay even if they take more.
     """
 
-    def __init__(self, planes: int, size: int, resident_bytes: int = RESIDENT_BYTES) -> None:
+    def __init__(
+        self, planes: int, size: int, resident_bytes: int = RESIDENT_BYTES, resident_tiles: int = RESIDENT_TILES
+    ) -> None:
         self._planes = planes
         self._slot_bytes = (4 * planes + 3) * size * size
-        self._most = max(1, resident_bytes // self._slot_bytes)
+        self._most = max(resident_tiles, resident_bytes // self._slot_bytes)
         self._shapes: dict[int, tuple[int, int]] = {}
         self._resident: OrderedDict[int, _Block] = OrderedDict()
         self._blocks: list[_Block] = []

@@ -483,13 +483,20 @@ def test_what_is_kept_does_not_grow_with_the_slide(
         assert max(held) <= 4 * 6  # the width of 4 tiles; 64 + 2 * 10 px and ramps touch 5 rows at most
 
 
+def test_a_few_tiles_stay_in_memory_however_large_they_are() -> None:
+    with TileStore(1, 8, resident_bytes=1, resident_tiles=3) as store:
+        for number in range(5):
+            store.put(number, (np.zeros((1, 8, 8), dtype=np.float32), np.zeros((8, 8, 3), dtype=np.uint8)))
+        assert (len(store), store.resident) == (5, 3)
+
+
 def test_tiles_come_back_from_the_file() -> None:
     rng = np.random.default_rng(3)
     tiles = {
         (row, 7): (rng.random((2, 8, 8), dtype=np.float32), rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         for row in range(6)
     }
-    with TileStore(2, 8, resident_bytes=2 * (2 * 8 * 8 * 4 + 8 * 8 * 3)) as store:
+    with TileStore(2, 8, resident_bytes=2 * (2 * 8 * 8 * 4 + 8 * 8 * 3), resident_tiles=1) as store:
         for key, tile in tiles.items():
             store.put(key, tile)
         assert (len(store), store.resident) == (6, 2)
