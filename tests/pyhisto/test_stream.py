@@ -474,7 +474,7 @@ def test_what_is_kept_does_not_grow_with_the_slide(
         resident.append(self.resident)
 
     monkeypatch.setattr(TileStore, "put", counted)
-    monkeypatch.setattr(TileStore.__init__, "__defaults__", (20 * 28 * 28 * 15,))  # 20 tiles of 28 x 28 px
+    monkeypatch.setattr(TileStore.__init__, "__defaults__", (20 * 28 * 28 * 15, 1))  # 20 tiles of 28 x 28 px
     with Slide(write_tiff(tmp_path / "long.tif", [np.full((*shape, 3), 90, np.uint8)])) as slide:
         probability, _, _ = joined(stream(slide, Colours(), window=64, margin=10))
     np.testing.assert_allclose(probability, 90 / 255, atol=3e-7)
