@@ -221,7 +221,7 @@ def _note(  # noqa: PLR0913 - a pixel and the two neighbours
 
 @compiled
 def marked(state: npt.NDArray[np.uint8], found: Labels) -> Labels:
-    """Return which pixels of a flat image are not 0, int32 (n,); `found` is room for all, the first of them are."""
+    """Return which pixels of a flat image are not 0, int32 (n,): the first ones of `found`, room for all."""
     whole = len(state) // 8 * 8
     eights = state[:whole].view(np.uint64)
     n = 0

@@ -207,7 +207,7 @@ class CellFinder:
         """Return the cells of a part of a window; only those whose label is its own."""
         frame = window.frame
         n = int(np.count_nonzero(own))
-        # labels of two bytes are looked through twice as fast
+        # of two bytes where that is enough: less memory to look through
         number = np.zeros(len(own) + 1, dtype=np.uint16 if len(own) < 1 << 16 else np.int32)
         number[1:][own] = np.arange(1, n + 1)
         number[1:][~own] = np.arange(n + 1, len(own) + 1)
