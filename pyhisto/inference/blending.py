@@ -107,7 +107,7 @@ def blend(
         part, used = plan.part(number), plan.grid.used(*plan.places[number].tolist())
         here, there = _shared(read, part)
         np.copyto(rgb[here], colours[there], where=(total[here] == 0)[..., np.newaxis])
-        weight = plan.grid.weights[_shared(used, _common(read, part))[0]]
+        weight = plan.grid.weights(*_shared(used, _common(read, part))[0])
         out[(slice(None), *here)] += own[(slice(None), *there)] * weight
         total[here] += weight
         core = (used[0] + ramp, used[1] + ramp, used[2] - ramp, used[3] - ramp)

@@ -23,6 +23,13 @@ TILE_COST, TILE_COST_PX = 0.6, 280**2
 """What a tile takes beside the time for its pixels, as a share of that time, but no more than for so many pixels:
 the convolutions that are fast on large maps prepare their weights for each tile, and small maps do without them."""
 
+RAMP_PX = 8
+"""How far beyond its core a tile is blended with its neighbours. What a network says depends on where its tile ends, the
+less the farther from there: of an overlap as little as blending needs is used."""
+
+RIM_PX = 24
+"""How far the network sees at least beyond what is wanted of a tile, where no other tile goes on."""
+
 Box: TypeAlias = tuple[int, int, int, int]
 """(x0, y0, x1, y1), pixels."""
 
@@ -34,9 +41,10 @@ Places: TypeAlias = npt.NDArray[np.int64]
 class NetworkGrid:
     """Square tiles that cover an area of `width` x `height` px; tile (row, column) has its core at a multiple of it.
 
-    The outer half of a tile's overlap is never used, for there the network sees too little of what lies around. Over
-    the rest the weight rises as a squared sine across the edge of the core, so that those of two neighbours sum to 1.
-    Of a tile of which little is wanted, the network sees less: down to `least` px along a side, in steps of `stride`.
+    Only the inner :attr:`ramp` of a tile's overlap is used, for farther out the network sees too little of what lies
+    around. There the weight rises as a squared sine across the edge of the core, so that those of two neighbours sum
+    to 1. Of a tile of which little is wanted, the network sees less: down to `least` px along a side, in steps of
+    `stride`.
     """
 
     width: int
@@ -62,7 +70,7 @@ class NetworkGrid:
     @property
     def ramp(self) -> int:
         """How far the used part of a tile reaches beyond its core, px."""
-        return min(self.overlap - self.overlap // 2, self.core // 2)
+        return min(self.overlap - self.overlap // 2, RAMP_PX, self.core // 2)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,11 +78,14 @@ class NetworkGrid:
         return math.ceil(self.height / self.core), math.ceil(self.width / self.core)
 
     @cached_property
-    def weights(self) -> npt.NDArray[np.float32]:
-        """Weight of each pixel of the used part, float32 (core + 2 * ramp, core + 2 * ramp)."""
+    def _line(self) -> npt.NDArray[np.float64]:
+        """Weights along a side of the used part."""
         rise = np.sin(np.pi / 2 * (np.arange(2 * self.ramp) + 0.5) / max(1, 2 * self.ramp)) ** 2
-        line = np.concatenate([rise, np.ones(self.core - 2 * self.ramp), 1 - rise])
-        return np.outer(line, line).astype(np.float32)
+        return np.concatenate([rise, np.ones(self.core - 2 * self.ramp), 1 - rise])
+
+    def weights(self, rows: slice, columns: slice) -> npt.NDArray[np.float32]:
+        """Return the weights of some rows and columns of the used part, core + 2 * ramp px wide and high; float32."""
+        return np.outer(self._line[rows], self._line[columns]).astype(np.float32)
 
     def used(self, row: int, column: int) -> Box:
         """Return the part of a tile whose prediction is used; may reach beyond the area."""
@@ -84,8 +95,8 @@ class NetworkGrid:
     def cropped(self, places: Places, wanted: Boxes) -> tuple[Boxes, Boxes]:
         """Return what the network sees of tiles of which only a part is wanted, and what of that can be used.
 
-        Around what is wanted, the network sees what it sees around the used part of a whole tile, too. Both may reach
-        beyond the area.
+        Where a neighbour goes on, the network sees the whole overlap; around the rest of what is wanted, a rim. Both
+        boxes may reach beyond the area.
 
         Parameters
         ----------
@@ -97,11 +108,23 @@ class NetworkGrid:
         least = self.tile_size if self.least is None else min(self.least, self.tile_size)
         outer = self.overlap - self.ramp
         corner = places[:, ::-1] * self.core - self.overlap
-        low = (wanted[:, :2] - corner - outer) // self.stride * self.stride
-        high = -((corner - outer - wanted[:, 2:]) // self.stride) * self.stride
+        used = np.hstack([corner + outer, corner + self.tile_size - outer])
+        area = np.array([-self.ramp, -self.ramp, self.width + self.ramp, self.height + self.ramp])
+        goes_on = np.hstack(
+            [
+                (wanted[:, :2] <= used[:, :2]) & (wanted[:, :2] > area[:2]),
+                (wanted[:, 2:] >= used[:, 2:]) & (wanted[:, 2:] < area[2:]),
+            ]
+        )
+        rim = np.where(goes_on, outer, min(outer, RIM_PX))
+        low = np.maximum((wanted[:, :2] - corner - rim[:, :2]) // self.stride * self.stride, 0)
+        high = -((corner - rim[:, 2:] - wanted[:, 2:]) // self.stride) * self.stride
         high = np.minimum(np.maximum(high, low + least), self.tile_size)
         low = np.minimum(low, high - least)
-        seen, usable = (np.hstack([corner + low + rim, corner + high - rim]) for rim in (0, outer))
+        seen = np.hstack([corner + low, corner + high])
+        sign = np.array([1, 1, -1, -1])
+        inner = seen + sign * rim
+        usable = np.hstack([np.maximum(inner[:, :2], used[:, :2]), np.minimum(inner[:, 2:], used[:, 2:])])
         return seen, usable
 
     def alike(self, places: Places, seen: Boxes) -> Boxes:
@@ -150,7 +173,8 @@ def network_grids(bundle: Bundle, settings: InferenceSettings, width: int, heigh
                 expected=f"a multiple of {stride}, the stride of {bundle.spec.architecture}",
             )
         if settings.overlap is None:
-            overlap = min(overlap, max(bundle.spec.overlap, settings.tile_size // 8))
+            quarter = math.ceil(settings.tile_size / 4 / stride) * stride
+            overlap = min(overlap, max(bundle.spec.overlap, quarter))
         return [NetworkGrid(width, height, settings.tile_size, overlap)]
     parts = range(SIZE_PARTS // 4, SIZE_PARTS)
     sizes = {math.ceil(part * largest / SIZE_PARTS / stride) * stride for part in parts} | {bundle.spec.tile_size}

@@ -22,8 +22,8 @@ class InferenceSettings:
         suits the model and the region, at most ``bundle.stream_tile``, and crops tiles to the region.
     overlap
         Margin on each side of a tile that the neighbours see too, model px; None takes that of ``bundle.stream_tile``.
-        The outer half of it is not used, over the inner half neighbours are blended. As wide as a network sees, tiles
-        change nothing.
+        Neighbours are blended over the inner 8 px of it, the rest is not used. As wide as a network sees, tiles change
+        nothing.
     window
         Width and height of the own part of a window, model px; what bounds the memory. None takes 1024 for tissue, and
         2048 for cells, whose windows overlap.

@@ -17,10 +17,10 @@ PredictedTile: TypeAlias = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 
 _Block: TypeAlias = npt.NDArray[np.uint8]
 
-RESIDENT_BYTES, RESIDENT_TILES = 32 << 20, 6
+RESIDENT_BYTES, RESIDENT_TILES = 32 << 20, 4
 """Memory for tiles, but enough for so many; what is beyond it, the rims of a wide slide, goes to the file.
 
-A window of the size of a tile is made of four."""
+A window is made of four at most, if it is no larger than their cores."""
 
 
 class TileStore:

@@ -261,8 +261,8 @@ class Cramped(torch.nn.Module):
 def test_a_batch_that_is_too_large_is_halved() -> None:
     model = Cramped(3 * 64 * 64)
     bundle = Bundle(Path("none"), dataclasses.replace(SPEC, tile_size=32), "", model, "cpu")
+    bundle._tiles_at_once = 8
     tiles = np.stack([tile(seed) for seed in range(8)])
-    assert bundle.tiles_at_once == 8
     found = bundle.predict(tiles)
     assert model.seen == [8, 4, 2, 2, 4, 2, 2]
     assert bundle.tiles_at_once == 2
@@ -291,24 +291,33 @@ def test_the_batch_of_a_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("architecture", "tile_size", "overlap", "expected"),
+    ("architecture", "tile_size", "overlap", "memory_gib", "expected"),
     [
-        ("unet-resnet34", 256, 32, (1088, 32)),  # 34 overlaps
-        ("unet-densenet121", 512, 64, (1088, 64)),  # no more on a CPU
-        ("unet-resnet34", 1152, 32, (1152, 32)),  # never smaller than in training
-        ("unet-resnet34", 128, 16, (1088, 32)),  # a quarter of a tile of the training
-        ("unet-resnet34", 64, 8, (544, 16)),
-        ("unet-resnet34", 80, 8, (672, 20)),  # 680 is no multiple of the stride
-        ("attention-unet", 256, 32, (256, 32)),  # sees the whole tile
+        ("unet-resnet34", 256, 32, 64, (2976, 160)),
+        ("unet-resnet34", 64, 8, 64, (2976, 160)),  # how far it sees does not depend on the tiles of the training
+        ("unet-densenet121", 512, 192, 64, (2976, 192)),  # no less overlap than in training
+        # an eighth of 8 GiB is 1777² px of 340 bytes, and 1760 is the next multiple of the stride
+        ("unet-resnet34", 256, 32, 8, (1760, 160)),
+        ("unet-resnet34", 256, 32, 0.5, (640, 160)),  # half a tile is its core, at least
+        ("unet-resnet34", 3008, 32, 64, (3008, 160)),  # never smaller than in training
+        ("attention-unet", 256, 32, 64, (256, 32)),  # sees the whole tile
     ],
 )
-def test_tiles_for_whole_slides(architecture: str, tile_size: int, overlap: int, expected: tuple[int, int]) -> None:
+def test_tiles_for_whole_slides(
+    architecture: str,
+    tile_size: int,
+    overlap: int,
+    memory_gib: float,
+    expected: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pyhisto.bundle.loaded.memory_gib", lambda device: {"cpu": memory_gib}[device])
     spec = dataclasses.replace(SPEC, architecture=architecture, tile_size=tile_size, overlap=overlap)
     model = build_model(architecture, out_channels=2, decoder_channels=SPEC.decoder_channels)
     bundle = Bundle(Path("none"), spec, "", model, "cpu")
     assert bundle.stream_tile == expected
     assert bundle.stride == (16 if architecture == "attention-unet" else 32)
-    assert bundle.tiles_at_once == {256: 8, 544: 1, 672: 1, 1088: 1, 1152: 1}[expected[0]]
+    assert bundle.tiles_at_once == {256: 8, 640: 1, 1760: 1, 2976: 1, 3008: 1}[expected[0]]
 
 
 def test_normalise_by_hand() -> None:

@@ -115,17 +115,18 @@ def test_tiles_of_an_image_are_cropped_to_what_is_wanted() -> None:
 @pytest.mark.parametrize(
     ("tile_size", "overlap", "expected"),
     [
-        (None, None, (1088, 32)),
-        (None, 40, (1088, 64)),  # the network's coarse maps have 32 px
-        (128, None, (128, 16)),  # an eighth of the tile, as in training
-        (512, None, (512, 32)),
+        (None, None, (2976, 160)),
+        (None, 40, (2976, 64)),  # the network's coarse maps have 32 px
+        (128, None, (128, 32)),  # a quarter of the tile
+        (544, None, (544, 160)),  # 136, and the next multiple of the stride
+        (1088, None, (1088, 160)),
         (288, 96, (288, 96)),
         (192, 72, (192, 72)),  # 96 would leave nothing
     ],
 )
 def test_the_overlap_of_tiles(tile_size: int | None, overlap: int | None, expected: tuple[int, int]) -> None:
     bundle = ByColour(replace(SPEC, tile_size=128, overlap=16))
-    bundle.stream_tile, bundle.stride = (1088, 32), 32
+    bundle.stream_tile, bundle.stride = (2976, 160), 32
     settings = InferenceSettings(tile_size=tile_size, overlap=overlap)
     grid = network_grids(bundle, settings, 4000, 3000)[0]  # type: ignore[arg-type]
     assert (grid.tile_size, grid.overlap) == expected

@@ -18,17 +18,18 @@ from pyhisto.slide import Slide
 from pyhisto.stain import H_DAB
 from pyhisto.synth import SynthSettings, make_slide
 
-STRIDE, SEEN = 4, 24
+STRIDE, SEEN, BLENDED = 4, 24, 8
 """The network halves twice. It sees 2 + 4 + 8 + 4 + 2 px around a pixel by its convolutions, 4 by pooling in fours.
 
-The outer half of the overlap is thrown away, so that from 48 px on each pixel that is used has all it sees in its tile;
-and tiles begin at multiples of the stride, as sides and overlaps are."""
+The inner 8 px of an overlap are used, so that from 32 px on each pixel that is used has all it sees in its tile; and
+tiles begin at multiples of the stride, as sides and overlaps are."""
 
-WHOLE = InferenceSettings(window=1024, tile_size=352, overlap=2 * SEEN)
+LEAST = SEEN + BLENDED
+WHOLE = InferenceSettings(window=1024, tile_size=352, overlap=LEAST)
 CUTS = [
-    InferenceSettings(window=1024, tile_size=160, overlap=2 * SEEN),  # smaller tiles
-    InferenceSettings(window=96, tile_size=352, overlap=2 * SEEN),  # lower bands
-    InferenceSettings(window=130, tile_size=224, overlap=3 * SEEN, batch_size=3),  # more overlap
+    InferenceSettings(window=1024, tile_size=128, overlap=LEAST),  # smaller tiles
+    InferenceSettings(window=96, tile_size=352, overlap=LEAST),  # lower bands
+    InferenceSettings(window=130, tile_size=224, overlap=2 * LEAST, batch_size=3),  # more overlap
 ]
 NUMBERS = {"threshold": 0.35, "sigma_um": 1.0, "min_distance_um": 3.0, "reach_um": 7.0, "core_um": 1.5}
 
@@ -84,7 +85,7 @@ class UNetBundle:
 
 def bundle_of(kind: str, names: list[tuple[str, str | None]], slide: Slide, numbers: dict[str, float]) -> UNetBundle:
     classes = tuple(ModelClass(name, classification) for name, classification in names)
-    spec = ModelSpec(kind, "small", classes, mpp=0.5, tile_size=160, overlap=48, postprocessing=numbers)
+    spec = ModelSpec(kind, "small", classes, mpp=0.5, tile_size=160, overlap=LEAST, postprocessing=numbers)
     return UNetBundle(spec, slide.read_region(100, 100, 160, 160, mpp=0.5))
 
 

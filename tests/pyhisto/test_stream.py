@@ -322,6 +322,29 @@ def test_tiles_are_cropped_to_the_region() -> None:
     assert wanted.tolist() == [[184, 20, 280, 104], [230, 88, 275, 200], [230, 184, 275, 240]]
 
 
+def test_the_network_sees_all_of_the_overlap_only_where_a_neighbour_goes_on() -> None:
+    """Cores of 160 px, 8 px used beyond them; 40 px of overlap are seen, and 24 px beyond the region."""
+    grid = NetworkGrid(400, 300, tile_size=240, overlap=40, stride=4, least=64)
+    assert (grid.core, grid.ramp) == (160, 8)
+    places = np.array([[0, 0], [0, 1], [0, 2]])
+    wanted = np.array([[-8, 20, 168, 100], [152, 20, 328, 100], [312, 20, 350, 168]])
+    seen, parts = grid.cropped(places, wanted)
+    # upwards 24 px of the overlap; the first tile begins with the area, the last one ends within, and goes on below
+    assert seen.tolist() == [[-32, -4, 200, 124], [120, -4, 360, 124], [280, -4, 376, 200]]
+    assert parts.tolist() == [[-8, 20, 168, 100], [152, 20, 328, 100], [312, 20, 352, 168]]
+
+
+def test_weights_of_neighbours_sum_to_one() -> None:
+    grid = NetworkGrid(200, 200, tile_size=100, overlap=20)
+    assert (grid.core, grid.ramp) == (60, 8)
+    whole = grid.weights(slice(None), slice(None))
+    assert whole.shape == (76, 76)
+    assert (whole[16:60, 16:60] == 1).all()
+    np.testing.assert_allclose(whole[16:60, :16] + whole[16:60, 60:], 1, atol=1e-7)
+    assert whole[30, 0] == pytest.approx(np.sin(np.pi / 64) ** 2)  # the middle of the first of 16 pixels
+    np.testing.assert_array_equal(grid.weights(slice(3, 20), slice(50, 70)), whole[3:20, 50:70])
+
+
 def test_tiles_of_a_batch_are_of_one_size() -> None:
     grid = NetworkGrid(300, 300, tile_size=128, overlap=16, stride=16, least=32)
     places = np.array([[0, 0], [1, 2]])
