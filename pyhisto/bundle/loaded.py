@@ -29,8 +29,8 @@ STREAM_BYTES, MEMORY_SHARE = 340, 0.125
 """What a U-Net with a ResNet-34 takes for a pixel of a tile, and the share of a device's memory that it may take."""
 
 STREAM_OVERLAP_PX = 160
-"""Overlap of such tiles. How far a trained network sees differs: at 64 to 160 px from the end of a tile, a thousandth of
-the pixels still differ by .004 from what it says in the middle (U-Nets with ResNet and DenseNet encoders)."""
+"""Overlap of such tiles. How far a trained network sees differs: at 64 to 160 px from the end of a tile, a thousandth
+of the pixels still differ by .004 from what it says in the middle (U-Nets with ResNet and DenseNet encoders)."""
 
 CPU_PX = 2 * 512**2
 """Pixels in one batch on a CPU, where larger ones are no faster."""

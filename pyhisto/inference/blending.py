@@ -23,7 +23,7 @@ Rgb: TypeAlias = npt.NDArray[np.uint8]
 
 
 def predicted_tiles(
-    read: Iterator[tuple[Rgb, Rgb]], bundle: Bundle, *, batch_size: int, flips: bool
+    read: Iterator[tuple[Rgb, Rgb]], bundle: Bundle, plan: TilePlan, *, flips: bool
 ) -> Iterator[PredictedTile]:
     """Yield each tile as it is read and predicted: planes float32 (n, H, W) and RGB uint8 (H, W, 3).
 
@@ -31,15 +31,18 @@ def predicted_tiles(
     ----------
     read
         The tiles: as the slide is, and as the network sees them; both uint8 (H, W, 3 or more), of which the first three
-        are red, green and blue. Those of a batch are of one size.
+        are red, green and blue; in the order of the plan.
     bundle
         The model.
-    batch_size
-        Tiles in one call of the network.
+    plan
+        Which of them make a batch.
     flips
         Take the mean over flipped tiles too, and add their variance as the last plane.
     """
-    while batch := list(itertools.islice(read, batch_size)):
+    for numbers in plan.batches:
+        batch = list(itertools.islice(read, len(numbers)))
+        if len(batch) < len(numbers):  # stopped
+            return
         tiles = np.stack([seen for _, seen in batch])
         if flips:
             mean, variance = bundle.predict_flips(tiles)
@@ -55,8 +58,8 @@ def blended_windows(
 ) -> Generator[tuple[npt.NDArray[np.float32], Rgb], None, None]:
     """Yield planes and colours of each window of a plan as :func:`blend` gives them; keeps what later ones need."""
     uses = plan.uses()
-    arriving = itertools.chain.from_iterable(plan.batches())
-    with TileStore(planes, plan.grid.core + 2 * plan.grid.ramp) as store:
+    arriving = itertools.chain.from_iterable(plan.batches)
+    with TileStore(planes, plan.most_pixels) as store:
         for read in plan.reads:
             needed = plan.needed(read)
             while any(number not in store for number in needed):
@@ -101,17 +104,15 @@ def blend(
     out = np.zeros((planes, y1 - y0, x1 - x0), dtype=np.float32)
     total = np.zeros(out.shape[1:], dtype=np.float32)
     rgb = np.full((*total.shape, 3), GLASS, dtype=np.uint8)
-    ramp = plan.grid.ramp
     for number in numbers:
         own, colours = store.get(number)
-        part, used = plan.part(number), plan.grid.used(*plan.places[number].tolist())
+        part = plan.part(number)
         here, there = _shared(read, part)
         np.copyto(rgb[here], colours[there], where=(total[here] == 0)[..., np.newaxis])
-        weight = plan.grid.weights(*_shared(used, _common(read, part))[0])
+        weight = plan.weights(number, _common(read, part))
         out[(slice(None), *here)] += own[(slice(None), *there)] * weight
         total[here] += weight
-        core = (used[0] + ramp, used[1] + ramp, used[2] - ramp, used[3] - ramp)
-        mine = _common(core, part)
+        mine = plan.core(number)
         rgb[_shared(read, mine)[0]] = colours[_shared(part, _common(read, mine))[0]]
     covered = total > 0
     np.divide(out, total, out=out, where=covered)

@@ -17,9 +17,6 @@ from pyhisto.slide import Slide
 
 __all__ = ["Frame", "stream_frame"]
 
-OUTSIDE_IN = (1 << 31, 1 << 31, -(1 << 31), -(1 << 31))
-"""A box that has nothing in common with any."""
-
 
 @dataclass(frozen=True)
 class Frame:
@@ -56,14 +53,6 @@ class Frame:
     def boxes(self, boxes: Boxes) -> npt.NDArray[np.object_]:
         """Return boxes of the grid, (n, 4), as polygons, level-0 px."""
         return np.asarray(shapely.box(*self.bounds(boxes).T))
-
-    def covered(self, bounds: npt.NDArray[np.float64]) -> Boxes:
-        """Return the boxes of the grid that hold level-0 ones, int64 (n, 4); those of NaN are turned inside out."""
-        corner, step = np.array([self.left, self.top] * 2), np.array(self.downsample * 2)
-        at = (np.asarray(bounds) - corner) / step
-        out = np.hstack([np.floor(at[:, :2]), np.ceil(at[:, 2:])])
-        out[np.isnan(out).any(axis=1)] = OUTSIDE_IN
-        return out.astype(np.int64)
 
 
 def stream_frame(slide: Slide, bundle: Bundle, region: Any, *, lens: Lens = PLAIN) -> Frame | None:

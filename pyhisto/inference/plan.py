@@ -1,10 +1,8 @@
-"""Which tiles a network predicts of a slide or an image, how much of each, and in which order."""
+"""Which tiles a network predicts of a slide or an image, in which order, and how they are weighted."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,12 +12,13 @@ import numpy.typing as npt
 import shapely
 
 from pyhisto.inference.frame import Frame
-from pyhisto.inference.grid import Box, Boxes, NetworkGrid, Places, time_of
+from pyhisto.inference.grid import Box, Boxes, TileShape
+from pyhisto.inference.partition import Tiles, cells_of_mask, cells_of_region, cut_tiles, whole_tiles
 
-__all__ = ["TilePlan", "cheapest_plan", "wanted_of_mask", "wanted_parts"]
+__all__ = ["TilePlan", "tiles_of_mask", "tiles_of_region"]
 
-MANY = 1000
-"""Tiles from which on it takes longer to look for a better size than that is worth."""
+BATCH_WASTE = 1.2
+"""How many times the pixels of its tiles a batch may have, whose tiles are brought to one size."""
 
 
 @dataclass(frozen=True)
@@ -28,176 +27,140 @@ class TilePlan:
 
     Attributes
     ----------
-    grid
-        The tiles.
-    places
-        int64 (n, 2): row and column of those that are predicted.
-    seen, parts
-        int64 (n, 4): what the network sees of each at least, and what of its prediction is used.
+    tiles
+        What is predicted.
     reads
         The pixels that each window holds, in the order in which windows are made.
     batch_size
-        Tiles in one call of the network.
+        Tiles in one call of the network, at most.
     """
 
-    grid: NetworkGrid
-    places: Places
-    seen: Boxes
-    parts: Boxes
+    tiles: Tiles
     reads: tuple[Box, ...]
     batch_size: int
 
     @cached_property
-    def number(self) -> npt.NDArray[np.int64]:
-        """Number of each tile, int64, shape of the grid; -1 for those that are not predicted."""
-        out = np.full(self.grid.shape, -1, dtype=np.int64)
-        out[self.places[:, 0], self.places[:, 1]] = np.arange(len(self.places))
-        return out
+    def _tree(self) -> shapely.STRtree:
+        """The used parts, a little smaller, so that only those that share a pixel meet."""
+        return shapely.STRtree(shapely.box(*(self.tiles.parts + np.array([0.25, 0.25, -0.25, -0.25])).T))
 
     def needed(self, read: Box) -> list[int]:
-        """Return the numbers of the tiles that a window is made of, row by row."""
-        numbers = self.number[self.grid.using(read)]
-        found: list[int] = numbers[numbers >= 0].tolist()
+        """Return the numbers of the tiles that a window is made of, in order."""
+        found: list[int] = np.sort(self._tree.query(shapely.box(*read))).tolist()
         return found
 
     def order(self) -> Iterator[int]:
         """Yield the number of each tile once, those of the first window first."""
-        told = np.zeros(len(self.places), dtype=np.bool_)
+        told = np.zeros(len(self.tiles), dtype=np.bool_)
         for read in self.reads:
             for number in self.needed(read):
                 if not told[number]:
                     told[number] = True
                     yield number
 
-    def batches(self) -> Iterator[list[tuple[int, Box]]]:
-        """Yield the tiles in the batches and the order in which they are predicted: number, and what the network sees.
+    @cached_property
+    def batches(self) -> list[list[tuple[int, Box]]]:
+        """The tiles in the batches and the order in which they are predicted: number, and what the network sees.
 
         Those of a batch are of one size.
         """
-        numbers = self.order()
-        while batch := list(itertools.islice(numbers, self.batch_size)):
-            boxes: list[Any] = self.grid.alike(self.places[batch], self.seen[batch]).tolist()
-            yield [(number, tuple(box)) for number, box in zip(batch, boxes, strict=True)]
+        out: list[list[int]] = []
+        pixels = 0
+        for number in self.order():
+            area = int(np.prod(self._size([number])))
+            batch = [*out[-1], number] if out else [number]
+            if len(batch) <= self.batch_size and len(batch) * np.prod(self._size(batch)) <= BATCH_WASTE * (
+                pixels + area
+            ):
+                out[-1 if out else 0 :] = [batch]
+                pixels += area
+            else:
+                out.append([number])
+                pixels = area
+        return [[(number, self._grown(number, self._size(batch))) for number in batch] for batch in out]
+
+    def _size(self, numbers: list[int]) -> npt.NDArray[np.int64]:
+        """Return width and height in which the network sees all that it sees of some tiles."""
+        seen = self.tiles.seen[numbers]
+        return np.asarray((seen[:, 2:] - seen[:, :2]).max(axis=0))
+
+    def _grown(self, number: int, size: npt.NDArray[np.int64]) -> Box:
+        x, y = self.tiles.seen[number, :2].tolist()
+        return x, y, x + int(size[0]), y + int(size[1])
 
     def part(self, number: int) -> Box:
         """Return what of a tile's prediction is used."""
-        x0, y0, x1, y1 = self.parts[number].tolist()
+        x0, y0, x1, y1 = self.tiles.parts[number].tolist()
         return x0, y0, x1, y1
 
-    def uses(self) -> npt.NDArray[np.int32]:
-        """Return the number of windows that each tile is needed for, int32 (n,)."""
-        out = np.zeros(self.grid.shape, dtype=np.int32)
-        for read in self.reads:
-            out[self.grid.using(read)] += 1
-        return np.asarray(out[self.places[:, 0], self.places[:, 1]])
+    def core(self, number: int) -> Box:
+        """Return what lies in a tile alone."""
+        x0, y0, x1, y1 = self.tiles.cores[number].tolist()
+        return x0, y0, x1, y1
+
+    def weights(self, number: int, box: Box) -> npt.NDArray[np.float32]:
+        """Return the weight of a tile in a box inside its part, float32 (H, W).
+
+        It rises as a squared sine across the edges of the core over which the part reaches, so that those of two
+        neighbours sum to 1.
+        """
+        part, core = self.part(number), self.core(number)
+        across, down = (
+            _rise(box[axis], box[axis + 2], part[axis], core[axis])
+            * _rise(-box[axis + 2], -box[axis], -part[axis + 2], -core[axis + 2])[::-1]
+            for axis in range(2)
+        )
+        return np.outer(down, across).astype(np.float32)
+
+    def uses(self) -> npt.NDArray[np.int64]:
+        """Return the number of windows that each tile is needed for, int64 (n,)."""
+        x0, y0, x1, y1 = np.array(self.reads).T
+        tiles = self._tree.query(shapely.box(x0, y0, x1, y1))[1]
+        return np.bincount(tiles, minlength=len(self.tiles))
+
+    @property
+    def most_pixels(self) -> int:
+        """Pixels of the largest part."""
+        size = self.tiles.parts[:, 2:] - self.tiles.parts[:, :2]
+        return int(size.prod(axis=1).max(initial=0))
 
 
-def cheapest_plan(
-    choices: Iterable[tuple[NetworkGrid, Places, Boxes]], reads: Sequence[Box], batch_size: int
-) -> TilePlan:
-    """Return the plan whose tiles are predicted soonest.
-
-    Parameters
-    ----------
-    choices
-        Grids, those of the largest tiles first, with the tiles that are to be predicted, and what is wanted of each, as
-        :func:`wanted_parts` gives them. Where there are many, smaller tiles are only tried as long as they take less.
-    reads, batch_size
-        See :class:`TilePlan`.
-    """
-    least, best = math.inf, None
-    for grid, places, wanted in choices:
-        seen, parts = grid.cropped(places, wanted)
-        time = _time(seen, batch_size)
-        if time < least:
-            least, best = time, TilePlan(grid, places, seen, parts, tuple(reads), batch_size)
-        elif len(places) > MANY:
-            break
-    if best is None:
-        raise ValueError("no grid")
-    return best
+def _rise(low: int, high: int, begin: int, edge: int) -> npt.NDArray[np.float64]:
+    """Return the weight of the pixels from `low` to `high`, which is 0.5 at an edge and rises from the begin on."""
+    ramp = max(1, edge - begin)
+    way = (np.arange(low, high) + 0.5 - begin) / (2 * ramp)
+    return np.asarray(np.sin(np.pi / 2 * np.clip(way, 0, 1)) ** 2 if edge > begin else np.ones(high - low))
 
 
-def _time(seen: Boxes, batch_size: int) -> float:
-    """Return how long a network takes for tiles of which it sees some boxes (n, 4)."""
-    size = np.zeros((-(-len(seen) // batch_size) * batch_size, 2), dtype=np.int64)
-    size[: len(seen)] = seen[:, 2:] - seen[:, :2]
-    width, height = size.reshape(-1, batch_size, 2).max(axis=1).T
-    return time_of(np.repeat(width * height, batch_size)[: len(seen)])
-
-
-def wanted_parts(grid: NetworkGrid, frame: Frame, region: Any, margin: int) -> tuple[Places, Boxes]:
-    """Return the tiles whose core touches a region, and the boxes of what is wanted of them.
+def tiles_of_region(shape: TileShape, region: Any, frame: Frame, margin: int) -> Tiles:
+    """Return the tiles for a region: all of it and, if they are cut to measure, the margin around it.
 
     Parameters
     ----------
-    grid, frame
+    shape, frame
         The tiles, and where they lie.
     region
         shapely Polygon or MultiPolygon, level-0 px.
     margin
-        How far around the region is wanted, too, as far as the used part of the tile goes, px; at least the ramp.
-
-    Returns
-    -------
-    places, wanted
-        int64 (n, 2), row and column; int64 (n, 4), px.
+        px.
     """
-    margin = max(margin, grid.ramp)
-    rows, columns = grid.shape
+    size = frame.width, frame.height
+    if shape.least is not None:
+        return cut_tiles(shape, cells_of_region(region, frame, margin), size)
     shapely.prepare(region)
-    found: list[tuple[Places, Boxes]] = []
-    for row in range(rows):
-        places = np.column_stack([np.full(columns, row), np.arange(columns)])
-        cores = _boxes(grid, places, 0)
-        places = places[shapely.intersects(region, frame.boxes(_meet(cores, (0, 0, grid.width, grid.height))))]
-        boxes = _usable(grid, places)
-        beyond = _grown(boxes, margin)
-        cut = np.flatnonzero(~shapely.contains_properly(region, frame.boxes(beyond)))
-        if len(cut):
-            x0, y0, x1, y1 = frame.bounds(beyond[cut]).T
-            band = shapely.clip_by_rect(region, x0.min(), y0[0], x1.max(), y1[0])  # few points a tile are left
-            clipped = [shapely.clip_by_rect(band, *box) for box in zip(x0, y0, x1, y1, strict=True)]
-            boxes[cut] = _meet(_grown(frame.covered(shapely.bounds(clipped)), margin), boxes[cut])
-        some = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        found.append((places[some], boxes[some]))
-    return np.concatenate([places for places, _ in found]), np.concatenate([boxes for _, boxes in found])
+    return whole_tiles(shape, size, lambda boxes: np.asarray(shapely.intersects(region, frame.boxes(boxes))))
 
 
-def wanted_of_mask(grid: NetworkGrid, mask: npt.NDArray[np.bool_]) -> tuple[Places, Boxes]:
-    """Return what :func:`wanted_parts` gives for the pixels of a mask, bool (H, W), with no margin but the ramp."""
-    rows, columns = np.nonzero(mask)
-    touched = np.zeros(grid.shape, dtype=np.bool_)
-    touched[rows // grid.core, columns // grid.core] = True
-    places = np.argwhere(touched)
-    boxes = _usable(grid, places)
-    near_by = _meet(_grown(boxes, grid.ramp), (0, 0, grid.width, grid.height))
-    for number, (x0, y0, x1, y1) in enumerate(near_by.tolist()):
-        near = mask[y0:y1, x0:x1]
-        across, down = (np.flatnonzero(near.any(axis=axis)) for axis in range(2))
-        bounds = np.array([[x0 + across[0], y0 + down[0], x0 + across[-1] + 1, y0 + down[-1] + 1]])
-        boxes[number] = _meet(_grown(bounds, grid.ramp), boxes[number])[0]
-    return places, boxes
+def tiles_of_mask(shape: TileShape, mask: npt.NDArray[np.bool_]) -> Tiles:
+    """Return the tiles for the pixels of a mask, bool (H, W)."""
+    height, width = mask.shape
+    if shape.least is not None:
+        return cut_tiles(shape, cells_of_mask(mask), (width, height))
+    counts = np.zeros((height + 1, width + 1), dtype=np.int64)
+    np.cumsum(np.cumsum(mask, axis=0), axis=1, out=counts[1:, 1:])
 
+    def is_wanted(boxes: Boxes) -> npt.NDArray[np.bool_]:
+        x0, y0, x1, y1 = boxes.T
+        return np.asarray(counts[y1, x1] - counts[y0, x1] - counts[y1, x0] + counts[y0, x0] > 0)
 
-def _usable(grid: NetworkGrid, places: Places) -> Boxes:
-    """Return the used parts of tiles, int64 (n, 4), no farther beyond the area than blending needs."""
-    around = (-grid.ramp, -grid.ramp, grid.width + grid.ramp, grid.height + grid.ramp)
-    return _meet(_boxes(grid, places, grid.ramp), around)
-
-
-def _boxes(grid: NetworkGrid, places: Places, rim: int) -> Boxes:
-    """Return the cores of tiles with a rim, int64 (n, 4)."""
-    corner = places[:, ::-1] * grid.core
-    return np.hstack([corner - rim, corner + grid.core + rim])
-
-
-def _grown(boxes: Boxes, by: int) -> Boxes:
-    return np.asarray(boxes + np.array([-by, -by, by, by]))
-
-
-def _meet(boxes: Boxes, others: Any) -> Boxes:
-    """Return what boxes have in common with others, int64 (n, 4)."""
-    others = np.broadcast_to(others, boxes.shape)
-    low, high = np.maximum(boxes[:, :2], others[:, :2]), np.minimum(boxes[:, 2:], others[:, 2:])
-    return np.hstack([low, high])
+    return whole_tiles(shape, (width, height), is_wanted)

@@ -25,9 +25,9 @@ from pyhisto.bundle.files import Bundle
 from pyhisto.heap import heap
 from pyhisto.inference.blending import blended_windows, predicted_tiles
 from pyhisto.inference.frame import Frame, stream_frame
-from pyhisto.inference.grid import Box, network_grids
+from pyhisto.inference.grid import Box, tile_shape
 from pyhisto.inference.lens import PLAIN, Lens
-from pyhisto.inference.plan import TilePlan, cheapest_plan, wanted_of_mask, wanted_parts
+from pyhisto.inference.plan import TilePlan, tiles_of_mask, tiles_of_region
 from pyhisto.inference.settings import InferenceSettings
 from pyhisto.inference.stages import in_thread, mapped_ahead
 from pyhisto.inference.tilestore import PredictedTile
@@ -153,9 +153,8 @@ def stream_windows(
         nothing: tuple[PredictedWindow, ...] = ()
         return (window for window in nothing)
     cuts = _cut(frame, settings.window or WINDOW_PX, margin, region)
-    grids = network_grids(bundle, settings, frame.width, frame.height)
-    wanted = ((grid, *wanted_parts(grid, frame, region, margin)) for grid in grids)
-    plan = cheapest_plan(wanted, [cut.read for cut in cuts], settings.batch_size or bundle.tiles_at_once)
+    tiles = tiles_of_region(tile_shape(bundle, settings), region, frame, margin)
+    plan = TilePlan(tiles, tuple(cut.read for cut in cuts), settings.batch_size or bundle.tiles_at_once)
     reader = _SlideReader(slide, frame, lens)
     return _report(_stream(reader, plan, bundle, settings, cuts, frame, region), len(cuts), progress)
 
@@ -188,19 +187,15 @@ def predict_probabilities(
     settings = settings or InferenceSettings()
     height, width = rgb.shape[:2]
     mask = np.ones((height, width), dtype=bool) if wanted is None else wanted
-    grids = network_grids(bundle, settings, width, height)
-    plan = cheapest_plan(
-        ((grid, *wanted_of_mask(grid, mask)) for grid in grids),
-        [(0, 0, width, height)],
-        settings.batch_size or bundle.tiles_at_once,
-    )
+    found = tiles_of_mask(tile_shape(bundle, settings), mask)
+    plan = TilePlan(found, ((0, 0, width, height),), settings.batch_size or bundle.tiles_at_once)
 
     def tiles() -> Iterator[tuple[Rgb, Rgb]]:
-        for _, box in itertools.chain.from_iterable(plan.batches()):
+        for _, box in itertools.chain.from_iterable(plan.batches):
             tile = _mirrored(box, plan.reads[0], lambda x0, y0, x1, y1: rgb[y0:y1, x0:x1])
             yield tile, tile
 
-    predicted = predicted_tiles(tiles(), bundle, batch_size=plan.batch_size, flips=settings.flips)
+    predicted = predicted_tiles(tiles(), bundle, plan, flips=settings.flips)
     classes = len(bundle.spec.classes)
     ((planes, _),) = blended_windows(predicted, plan, classes + settings.flips)
     return planes[:classes]
@@ -290,9 +285,9 @@ def _stream(
     stop = threading.Event()
 
     def predicted() -> Generator[PredictedTile, None, None]:
-        boxes = (box for _, box in itertools.chain.from_iterable(plan.batches()))
+        boxes = (box for _, box in itertools.chain.from_iterable(plan.batches))
         with closing(mapped_ahead(reader.read, boxes, threads=readers, ahead=readers + plan.batch_size)) as read:
-            yield from predicted_tiles(read, bundle, batch_size=plan.batch_size, flips=settings.flips)
+            yield from predicted_tiles(read, bundle, plan, flips=settings.flips)
 
     def windows() -> Generator[PredictedWindow, None, None]:
         with (

@@ -32,17 +32,17 @@ class TileStore:
 
     Parameters
     ----------
-    planes, size
-        Number of planes, and the greatest width and height of a tile, px.
+    planes, pixels
+        Number of planes, and pixels of the largest tile.
     resident_bytes, resident_tiles
         Memory that the tiles may take, and how many may stay even if they take more.
     """
 
     def __init__(
-        self, planes: int, size: int, resident_bytes: int = RESIDENT_BYTES, resident_tiles: int = RESIDENT_TILES
+        self, planes: int, pixels: int, resident_bytes: int = RESIDENT_BYTES, resident_tiles: int = RESIDENT_TILES
     ) -> None:
         self._planes = planes
-        self._slot_bytes = (4 * planes + 3) * size * size
+        self._slot_bytes = (4 * planes + 3) * max(1, pixels)
         self._most = max(resident_tiles, resident_bytes // self._slot_bytes)
         self._shapes: dict[int, tuple[int, int]] = {}
         self._resident: OrderedDict[int, _Block] = OrderedDict()

@@ -14,7 +14,7 @@ import shapely
 from pyhisto.bundle.files import ModelClass, ModelSpec
 from pyhisto.errors import PyhistoError
 from pyhisto.inference import InferenceSettings, Lens, PredictedWindow, predict_probabilities, predict_tissue
-from pyhisto.inference.grid import network_grids
+from pyhisto.inference.grid import tile_shape
 from pyhisto.slide import Slide
 
 Pixels = np.ndarray[Any, Any]
@@ -99,17 +99,20 @@ def test_tiles_that_nobody_wants_are_left_out() -> None:
 
 
 def test_tiles_of_an_image_are_cropped_to_what_is_wanted() -> None:
-    rgb = noise(300, 300)
-    wanted = np.zeros((300, 300), dtype=bool)
+    rgb = noise(280, 280)
+    wanted = np.zeros((280, 280), dtype=bool)
     wanted[100:130, 30:230] = True
     bundle = ByColour(replace(SPEC, tile_size=64, overlap=8))
     bundle.stream_tile = (160, 8)
     settings = InferenceSettings(batch_size=1)
     found = predict_probabilities(rgb, bundle, wanted=wanted, settings=settings)  # type: ignore[arg-type]
     np.testing.assert_allclose(found[1][wanted], rgb[wanted][:, 0] / 255, atol=3e-7)
-    # tiles of 160 px with cores of 144, used from -4 to 148 and from 140 to 292: 4 px around what is wanted of that,
-    # 4 more that are seen, and 64 px at least
-    assert [tile.shape[:2] for tile in bundle.tiles] == [(64, 130), (64, 102)]
+    # cells of 8 px from 24 to 232 and from 96 to 136: 64 px at least in height, and in width too much for one tile;
+    # the network sees 8 px beyond the cut on both sides, and 4 where nothing more is wanted
+    heights, widths = zip(*(tile.shape[:2] for tile in bundle.tiles), strict=True)
+    assert heights == (64, 64)
+    assert sum(widths) == 208 + 2 * 8 + 2 * 4
+    assert max(widths) <= 160
 
 
 @pytest.mark.parametrize(
@@ -128,8 +131,9 @@ def test_the_overlap_of_tiles(tile_size: int | None, overlap: int | None, expect
     bundle = ByColour(replace(SPEC, tile_size=128, overlap=16))
     bundle.stream_tile, bundle.stride = (2976, 160), 32
     settings = InferenceSettings(tile_size=tile_size, overlap=overlap)
-    grid = network_grids(bundle, settings, 4000, 3000)[0]  # type: ignore[arg-type]
-    assert (grid.tile_size, grid.overlap) == expected
+    shape = tile_shape(bundle, settings)  # type: ignore[arg-type]
+    assert (shape.tile_size, shape.overlap) == expected
+    assert shape.least == (128 if tile_size is None else None)
 
 
 def test_a_window_of_a_slide_costs_no_tile_more_than_its_cores(nests: Path) -> None:
