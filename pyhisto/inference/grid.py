@@ -78,30 +78,29 @@ class TileShape:
 def tile_shape(bundle: Bundle, settings: InferenceSettings) -> TileShape:
     """Return the tiles of a model.
 
-    Large tiles waste less on overlap, small ones less around a ragged or small region: unless the settings name a size,
-    tiles are cut to measure, as far as ``bundle.stream_tile`` lets them, and no smaller than in training. An overlap
-    that the settings name is rounded up to the network's stride, if there is room: on which pixels its coarse maps lie
-    changes what it says.
+    Large tiles waste less on overlap, small ones less around a ragged or small region: tiles are cut to measure, no
+    larger than the settings or else ``bundle.stream_tile`` say, and no smaller than in training. Networks whose tiles
+    may not be larger than in training get whole ones. An overlap that the settings name is rounded up to the network's
+    stride, if there is room: on which pixels its coarse maps lie changes what it says.
 
     Raises
     ------
     ConfigError
         If the tile size of the settings is no multiple of the network's stride, or the overlap leaves no core.
     """
-    largest, overlap = bundle.stream_tile
+    suiting, overlap = bundle.stream_tile
     stride, trained = bundle.stride, bundle.spec.tile_size
+    largest = settings.tile_size or suiting
     if settings.overlap is not None:
         whole = math.ceil(settings.overlap / stride) * stride
-        overlap = whole if 2 * whole < (settings.tile_size or largest) else settings.overlap
-    if settings.tile_size is not None:
-        if settings.tile_size % stride:
-            raise ConfigError(
-                f"tile_size = {settings.tile_size}",
-                expected=f"a multiple of {stride}, the stride of {bundle.spec.architecture}",
-            )
-        if settings.overlap is None:
-            quarter = math.ceil(settings.tile_size / 4 / stride) * stride
-            overlap = min(overlap, max(bundle.spec.overlap, quarter))
-        return TileShape(settings.tile_size, overlap)
+        overlap = whole if 2 * whole < largest else settings.overlap
+    elif settings.tile_size is not None:
+        quarter = math.ceil(settings.tile_size / 4 / stride) * stride
+        overlap = min(overlap, max(bundle.spec.overlap, quarter))
+    if largest % stride and settings.tile_size is not None:
+        raise ConfigError(
+            f"tile_size = {settings.tile_size}",
+            expected=f"a multiple of {stride}, the stride of {bundle.spec.architecture}",
+        )
     shape = TileShape(largest, overlap, stride, trained)
-    return shape if trained < largest and shape.room >= LEAST_ROOM_PX else TileShape(largest, overlap)
+    return shape if trained < min(suiting, largest) and shape.room >= LEAST_ROOM_PX else TileShape(largest, overlap)

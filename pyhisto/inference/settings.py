@@ -18,8 +18,8 @@ class InferenceSettings:
     Attributes
     ----------
     tile_size
-        Width and height of what the network sees at once, model px, a multiple of the network's stride. None takes what
-        suits the model and the region, at most ``bundle.stream_tile``, and crops tiles to the region.
+        Largest width and height of what the network sees at once, model px, a multiple of the network's stride; tiles
+        are cut to the region. None takes ``bundle.stream_tile``.
     overlap
         Margin on each side of a tile that the neighbours see too, model px; None takes that of ``bundle.stream_tile``.
         Neighbours are blended over the inner 8 px of it, the rest is not used. As wide as a network sees, tiles change

@@ -1,7 +1,6 @@
 """A slide through a network in bounded memory: reading, predicting and blending at the same time.
 
-One grid of network tiles lies over the bounds of the region. Threads read the tiles that touch the region ahead of
-the network, which runs in a thread of its own on full batches; another thread blends its tiles into windows, while
+The region is cut into tiles that a network predicts soonest. Threads read them ahead of the network, which runs in a thread of its own on full batches; another thread blends its tiles into windows, while
 whoever takes the windows works on the last one. A tile is kept until the last window that needs it is made, so
 that nothing is predicted twice.
 """
@@ -111,10 +110,9 @@ def stream_windows(
 ) -> Generator[PredictedWindow, None, None]:
     """Predict a region of a slide and yield it window by window.
 
-    Where windows are cut changes no value, and the size of the tiles only what the network itself makes of it. Only
-    tiles whose core touches the region are read, each once, with their overlap, and cropped to the region with the
-    margin around it; beyond the slide's edge its pixels are mirrored. The memory depends on the window and the tile,
-    not on the slide.
+    Where windows are cut changes no value, and the size of the tiles only what the network itself makes of it. Tiles
+    are cut to the region with the margin around it, and read once, with their overlap; beyond the slide's edge its
+    pixels are mirrored. The memory depends on the window and the tile, not on the slide.
 
     Parameters
     ----------
@@ -175,7 +173,7 @@ def predict_probabilities(
     bundle
         The model.
     wanted
-        bool (height, width); tiles whose core has no wanted pixel are left out.
+        bool (height, width): the pixels for which tiles are predicted.
     settings
         Tile size, overlap, flips and batch size.
 
