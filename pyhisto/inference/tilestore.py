@@ -20,7 +20,7 @@ _Block: TypeAlias = npt.NDArray[np.uint8]
 RESIDENT_BYTES, RESIDENT_TILES = 32 << 20, 4
 """Memory for tiles, but enough for so many; what is beyond it, the rims of a wide slide, goes to the file.
 
-A window is made of four at most, if it is no larger than their cores."""
+A window of the size of a tile is made of four. Each takes as much memory as the largest."""
 
 
 class TileStore:
@@ -110,9 +110,14 @@ class TileStore:
     def _tile(self, key: int) -> PredictedTile:
         """Return the arrays of a tile in memory."""
         height, width = self._shapes[key]
-        raw = self._resident[key][: (4 * self._planes + 3) * height * width]
+        raw = self._resident[key][: self._bytes(key)]
         planes, rgb = raw[: 4 * self._planes * height * width], raw[4 * self._planes * height * width :]
         return planes.view(np.float32).reshape(self._planes, height, width), rgb.reshape(height, width, 3)
+
+    def _bytes(self, key: int) -> int:
+        """Return the bytes of a tile."""
+        height, width = self._shapes[key]
+        return (4 * self._planes + 3) * height * width
 
     def _block(self) -> _Block:
         """Return memory for a tile: the least recently used one is written into the file where there is none left."""
@@ -130,12 +135,12 @@ class TileStore:
             self._file = tempfile.TemporaryFile(prefix="qupath-ext-tiles-")  # noqa: SIM115 - closed by close()
         self._slots[key] = self._free.pop() if self._free else len(self._slots)
         self._file.seek(self._slots[key] * self._slot_bytes)
-        self._file.write(block.data)
+        self._file.write(block[: self._bytes(key)].data)
 
     def _read(self, key: int) -> None:
         if self._file is None or key not in self._slots:
             raise KeyError(key)
         block = self._block()
         self._file.seek(self._slots[key] * self._slot_bytes)
-        self._file.readinto(block.data)  # type: ignore[attr-defined]
+        self._file.readinto(block[: self._bytes(key)].data)  # type: ignore[attr-defined]
         self._resident[key] = block

@@ -432,7 +432,7 @@ def test_a_few_tiles_stay_in_memory_however_large_they_are() -> None:
 def test_tiles_come_back_from_the_file() -> None:
     rng = np.random.default_rng(3)
     tiles = {
-        (row, 7): (rng.random((2, 8, 8), dtype=np.float32), rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        (row, 7): (rng.random((2, 8 - row, 8), dtype=np.float32), rng.integers(0, 256, (8 - row, 8, 3), dtype=np.uint8))
         for row in range(6)
     }
     with TileStore(2, 64, resident_bytes=2 * (2 * 8 * 8 * 4 + 8 * 8 * 3), resident_tiles=1) as store:
