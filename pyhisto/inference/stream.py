@@ -1,8 +1,8 @@
 """A slide through a network in bounded memory: reading, predicting and blending at the same time.
 
-The region is cut into tiles that a network predicts soonest. Threads read them ahead of the network, which runs in a thread of its own on full batches; another thread blends its tiles into windows, while
-whoever takes the windows works on the last one. A tile is kept until the last window that needs it is made, so
-that nothing is predicted twice.
+The region is cut into tiles that a network predicts soonest. Threads read them ahead of the network, which runs in a
+thread of its own on full batches; another thread blends its tiles into windows, while whoever takes the windows works
+on the last one. A tile is kept until the last window that needs it is made, so that nothing is predicted twice.
 """
 
 from __future__ import annotations

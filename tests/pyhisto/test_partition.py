@@ -118,6 +118,15 @@ def test_each_wanted_pixel_is_in_one_core_and_well_inside_what_is_seen(seed: int
     assert cost(tiles) <= cost(tiles_of_mask(whole, mask))
 
 
+def test_many_small_tiles() -> None:
+    mask = np.ones((4000, 3000), dtype=bool)
+    mask[:, 1000:1304] = False
+    tiles = tiles_of_mask(TileShape(tile_size=256, overlap=32, stride=32, least=64), mask)
+    assert len(tiles) > 500
+    np.testing.assert_array_equal(covered(tiles, mask.shape), mask)
+    assert (tiles.seen[:, 2:] - tiles.seen[:, :2]).max() <= 256
+
+
 def by_trying(occupied: np.ndarray[Any, Any], lines: list[int], rows: list[int]) -> float:
     """The least cost of all guillotine partitions, by recursion over masks."""
     ys, xs = np.nonzero(occupied[rows[0] : rows[-1], lines[0] : lines[-1]])
