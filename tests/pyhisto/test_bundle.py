@@ -293,9 +293,9 @@ def test_the_batch_of_a_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("architecture", "tile_size", "overlap", "memory_gib", "expected"),
     [
-        ("unet-resnet34", 256, 32, 64, (2976, 160)),
-        ("unet-resnet34", 64, 8, 64, (2976, 160)),  # how far it sees does not depend on the tiles of the training
-        ("unet-densenet121", 512, 192, 64, (2976, 192)),  # no less overlap than in training
+        ("unet-resnet34", 256, 32, 64, (2112, 160)),
+        ("unet-resnet34", 64, 8, 64, (2112, 160)),  # how far it sees does not depend on the tiles of the training
+        ("unet-densenet121", 512, 192, 64, (2112, 192)),  # no less overlap than in training
         # an eighth of 8 GiB is 1777² px of 340 bytes, and 1760 is the next multiple of the stride
         ("unet-resnet34", 256, 32, 8, (1760, 160)),
         ("unet-resnet34", 256, 32, 0.5, (640, 160)),  # half a tile is its core, at least
@@ -317,7 +317,7 @@ def test_tiles_for_whole_slides(
     bundle = Bundle(Path("none"), spec, "", model, "cpu")
     assert bundle.stream_tile == expected
     assert bundle.stride == (16 if architecture == "attention-unet" else 32)
-    assert bundle.tiles_at_once == {256: 8, 640: 1, 1760: 1, 2976: 1, 3008: 1}[expected[0]]
+    assert bundle.tiles_at_once == {256: 8, 640: 1, 1760: 1, 2112: 1, 3008: 1}[expected[0]]
 
 
 def test_normalise_by_hand() -> None:
