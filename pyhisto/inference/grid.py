@@ -38,7 +38,7 @@ class TileShape:
     Attributes
     ----------
     tile_size
-        Side of what the network sees, px; the largest one if tiles are cut to measure.
+        Side of what the network sees, px; tiles that are cut to measure have no more pixels than such a square.
     overlap
         How far it sees beyond the core of a tile where a neighbour goes on, px.
     stride

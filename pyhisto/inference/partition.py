@@ -139,7 +139,7 @@ def cut_tiles(shape: TileShape, wanted: Cells, size: tuple[int, int]) -> Tiles:
         (width, height) of the area, px.
     """
     least = shape.tile_size if shape.least is None else shape.least
-    reach, sides = (min(RIM_PX, shape.overlap - shape.ramp), shape.overlap), (least, shape.tile_size, shape.stride)
+    reach, sides = (min(RIM_PX, shape.overlap - shape.ramp), shape.overlap), (least, shape.tile_size**2, shape.stride)
     units = [math.ceil(length * CELL_PX / shape.room) for length in wanted.shape]
     blocks = BLOCKS if math.prod(units) <= MANY_TILES else BLOCKS // 2
     rows, columns = (_lines(length, unit, blocks) for length, unit in zip(wanted.shape, units, strict=True))

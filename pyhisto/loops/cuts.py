@@ -44,7 +44,7 @@ def cheapest_cuts(
     reach
         How far the network sees near and far, px.
     sides
-        Of what the network sees of a tile: least and largest side, and what both ends are multiples of, px.
+        Of what the network sees of a tile: least side, most pixels, and what all ends are multiples of, px.
     cost
         What a tile costs beside its pixels: as a share of them, and at most, px.
 
@@ -162,9 +162,9 @@ def _cost_of_tile(
     left, top, right, bottom = goes_on
     wide = _seen(own[0] * cell, own[2] * cell, far if left else near, far if right else near, step)
     high = _seen(own[1] * cell, own[3] * cell, far if top else near, far if bottom else near, step)
-    if wide > most or high > most:
-        return np.inf
     pixels = float(max(wide, least) * max(high, least))
+    if pixels > most:
+        return np.inf
     return pixels + min(cost[0] * pixels, cost[1])
 
 

@@ -101,7 +101,7 @@ def test_each_wanted_pixel_is_in_one_core_and_well_inside_what_is_seen(seed: int
     assert covered(tiles, mask.shape).max() == 1
     side = tiles.seen[:, 2:] - tiles.seen[:, :2]
     assert side.min() >= 128
-    assert side.max() <= 1024
+    assert side.prod(axis=1).max() <= 1024**2
     assert (tiles.seen % 32 == 0).all()
     for core, part, seen in zip(tiles.cores.tolist(), tiles.parts.tolist(), tiles.seen.tolist(), strict=True):
         beside = (
@@ -122,9 +122,9 @@ def test_many_small_tiles() -> None:
     mask = np.ones((4000, 3000), dtype=bool)
     mask[:, 1000:1304] = False
     tiles = tiles_of_mask(TileShape(tile_size=256, overlap=32, stride=32, least=64), mask)
-    assert len(tiles) > 500
+    assert len(tiles) > 400
     np.testing.assert_array_equal(covered(tiles, mask.shape), mask)
-    assert (tiles.seen[:, 2:] - tiles.seen[:, :2]).max() <= 256
+    assert (tiles.seen[:, 2:] - tiles.seen[:, :2]).prod(axis=1).max() <= 256**2
 
 
 def by_trying(occupied: np.ndarray[Any, Any], lines: list[int], rows: list[int]) -> float:
@@ -144,8 +144,8 @@ def by_trying(occupied: np.ndarray[Any, Any], lines: list[int], rows: list[int])
     wide = math.ceil((x1 * 8 + right) / 16) * 16 - math.floor((x0 * 8 - left) / 16) * 16
     high = math.ceil((y1 * 8 + bottom) / 16) * 16 - math.floor((y0 * 8 - top) / 16) * 16
     found = []
-    if wide <= 320 and high <= 320:
-        pixels = max(wide, 64) * max(high, 64)
+    pixels = max(wide, 64) * max(high, 64)
+    if pixels <= 320**2:
         found.append(pixels + min(0.5 * pixels, 9000.0))
     found += [
         by_trying(occupied, lines[: k + 1], rows) + by_trying(occupied, lines[k:], rows)
@@ -165,7 +165,7 @@ def test_no_partition_costs_less(seed: int) -> None:
     for x, y, w, h in zip(*rng.integers(0, (40, 40, 20, 20), (5, 4)).T, strict=True):
         occupied[y : y + h, x : x + w] = 1
     rows, lines = [3, 10, 20, 30, 39], [0, 12, 22, 30, 41]
-    found = cheapest_cuts(occupied, np.array(rows), np.array(lines), 8, (20, 60), (64, 320, 16), (0.5, 9000.0))
+    found = cheapest_cuts(occupied, np.array(rows), np.array(lines), 8, (20, 60), (64, 320**2, 16), (0.5, 9000.0))
     reach = np.where(found[:, 4:], 60, 20)
     low = (found[:, :2] * 8 - reach[:, :2]) // 16 * 16
     high = -((-found[:, 2:4] * 8 - reach[:, 2:]) // 16) * 16
