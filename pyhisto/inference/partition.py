@@ -26,8 +26,9 @@ CELL_PX = 8
 RIM_PX = 24
 """How far the network sees beyond what is wanted of a tile where no other tile goes on."""
 
-BLOCKS, LEAST_BLOCK = 12, 4
-"""Into how many blocks a tile of the largest side may be cut, but none is smaller than so many cells."""
+BLOCKS, LEAST_BLOCK, TOGETHER = 8, 4, 3
+"""Into how many blocks a side of a tile of the largest side may be cut, but none is smaller than so many cells; and for
+how many such tiles along a side all cuts are looked at together."""
 
 MANY_TILES = 500
 """With more tiles, they are cut into half as many blocks: that takes a thirtieth of the time."""
@@ -158,7 +159,7 @@ def cut_tiles(shape: TileShape, wanted: Cells, size: tuple[int, int]) -> Tiles:
 
 
 def _lines(cells: int, tiles: int, blocks: int) -> list[npt.NDArray[np.int64]]:
-    """Return the lines along which an area may be cut, int64, for as much as two tiles hold at a time.
+    """Return the lines along which an area may be cut, int64, for some tiles at a time.
 
     Parameters
     ----------
@@ -168,6 +169,6 @@ def _lines(cells: int, tiles: int, blocks: int) -> list[npt.NDArray[np.int64]]:
         Into how many a tile may be cut.
     """
     ends = np.linspace(0, cells, tiles + 1).round().astype(np.int64)
-    bounds = itertools.pairwise([*ends[:-1:2].tolist(), cells])
-    parts = [(low, high, max(1, min(2 * blocks, (high - low) // LEAST_BLOCK))) for low, high in bounds]
+    bounds = itertools.pairwise([*ends[:-1:TOGETHER].tolist(), cells])
+    parts = [(low, high, max(1, min(TOGETHER * blocks, (high - low) // LEAST_BLOCK))) for low, high in bounds]
     return [np.linspace(low, high, number + 1).round().astype(np.int64) for low, high, number in parts]
