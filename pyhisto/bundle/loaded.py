@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Bundle", "class_probabilities", "normalise"]
 
 STREAM_TILE_PX = 2112
-"""Largest side of tiles for whole slides: where tissue fills it, (2112 / 1792)² = 1.39 pixels are predicted for each
+"""Side of the largest square tiles for whole slides: where tissue fills it, (2112 / 1792)² = 1.39 pixels are predicted for each
 that is used. With 2976 px it is 1.26, and a process takes nearly twice the memory."""
 
 STREAM_BYTES, MEMORY_SHARE = 340, 0.125

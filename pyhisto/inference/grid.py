@@ -66,7 +66,7 @@ class TileShape:
 
     @property
     def room(self) -> int:
-        """Largest side of the core of a tile that is cut to measure, wherever it lies, px."""
+        """Side of a square core around which a tile that is cut to measure fits, wherever it lies, px."""
         return self.core - 2 * self.stride
 
     @property
@@ -78,9 +78,9 @@ class TileShape:
 def tile_shape(bundle: Bundle, settings: InferenceSettings) -> TileShape:
     """Return the tiles of a model.
 
-    Large tiles waste less on overlap, small ones less around a ragged or small region: tiles are cut to measure, no
-    larger than the settings or else ``bundle.stream_tile`` say, and no smaller than in training. Networks whose tiles
-    may not be larger than in training get whole ones. An overlap that the settings name is rounded up to the network's
+    Large tiles waste less on overlap, small ones less around a ragged or small region: tiles are cut to measure, of no
+    more pixels than the settings or else ``bundle.stream_tile`` say, and no smaller than in training. Networks whose
+    tiles may not be larger than in training get whole ones. An overlap that the settings name is rounded up to the network's
     stride, if there is room: on which pixels its coarse maps lie changes what it says.
 
     Raises

@@ -42,7 +42,7 @@ Cells: TypeAlias = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles of an area of `width` x `height` px, row by row.
+    """Tiles of an area, row by row.
 
     Attributes
     ----------

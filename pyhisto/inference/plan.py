@@ -69,9 +69,8 @@ class TilePlan:
         for number in self.order():
             area = int(np.prod(self._size([number])))
             batch = [*out[-1], number] if out else [number]
-            if len(batch) <= self.batch_size and len(batch) * np.prod(self._size(batch)) <= BATCH_WASTE * (
-                pixels + area
-            ):
+            together = len(batch) * int(np.prod(self._size(batch)))
+            if len(batch) <= self.batch_size and together <= BATCH_WASTE * (pixels + area):
                 out[-1 if out else 0 :] = [batch]
                 pixels += area
             else:
