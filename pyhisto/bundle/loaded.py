@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Bundle", "class_probabilities", "normalise"]
 
 STREAM_TILE_PX = 2112
-"""Side of the largest square tiles for whole slides: where tissue fills it, (2112 / 1792)² = 1.39 pixels are predicted for each
-that is used. With 2976 px it is 1.26, and a process takes nearly twice the memory."""
+"""Side of the largest square tiles for whole slides: where tissue fills it, (2112 / 1792)² = 1.39 pixels are predicted
+for each that is used. With 2976 px it is 1.26, and a process takes nearly twice the memory."""
 
 STREAM_BYTES, MEMORY_SHARE = 340, 0.125
 """What a U-Net with a ResNet-34 takes for a pixel of a tile, and the share of a device's memory that it may take."""

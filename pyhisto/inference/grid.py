@@ -80,8 +80,8 @@ def tile_shape(bundle: Bundle, settings: InferenceSettings) -> TileShape:
 
     Large tiles waste less on overlap, small ones less around a ragged or small region: tiles are cut to measure, of no
     more pixels than the settings or else ``bundle.stream_tile`` say, and no smaller than in training. Networks whose
-    tiles may not be larger than in training get whole ones. An overlap that the settings name is rounded up to the network's
-    stride, if there is room: on which pixels its coarse maps lie changes what it says.
+    tiles may not be larger than in training get whole ones. An overlap that the settings name is rounded up to the
+    network's stride, if there is room: on which pixels its coarse maps lie changes what it says.
 
     Raises
     ------
