@@ -75,6 +75,7 @@ def blended_windows(
                 uses[number] -= 1
                 if uses[number] == 0:
                     store.drop(number)
+        next(tiles, None)  # there is none: the stage before ends by itself, and nobody waits to learn that it is over
 
 
 def blend(

@@ -292,7 +292,7 @@ def _stream(
             closing(in_thread(predicted(), stop, depth=plan.batch_size)) as tiles,
             closing(blended_windows(tiles, plan, classes + settings.flips)) as blended,
         ):
-            for number, (cut, (planes, rgb)) in enumerate(zip(cuts, blended, strict=False)):  # fewer when stopped
+            for number, ((planes, rgb), cut) in enumerate(zip(blended, cuts, strict=False)):  # fewer when stopped
                 wanted = np.ones(rgb.shape[:2], dtype=bool) if cut.inside else _wanted(region, frame, cut.read)
                 variance = planes[classes] if settings.flips else None
                 yield PredictedWindow(number, frame, cut.read, cut.core, rgb, planes[:classes], wanted, variance)

@@ -362,6 +362,21 @@ def test_the_network_goes_on_while_a_window_is_worked_on(noisy: Path) -> None:
         assert len(list(windows)) == 5 * 4 - 1
 
 
+def test_the_end_of_a_stream_is_not_waited_for(noisy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyhisto.inference.stages.PATIENCE_S", 600.0)  # whoever waits for it never comes back
+    found: list[int] = []
+
+    def work() -> None:
+        with Slide(noisy) as slide:
+            found.append(len(list(stream(slide, Colours(), window=64))))
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    worker.join(timeout=30)
+    assert not worker.is_alive()
+    assert found == [20]  # 5 x 4
+
+
 def test_a_consumer_may_stop_early(noisy: Path) -> None:
     bundle = Colours()
     before = threading.active_count()
