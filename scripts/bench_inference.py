@@ -36,6 +36,7 @@ import torch
 from monai.inferers import SlidingWindowInferer
 
 from pyhisto.bundle.files import ModelClass, ModelSpec, load_bundle, save_bundle
+from pyhisto.heap import share_heap
 from pyhisto.inference import InferenceSettings, predict_tissue
 from pyhisto.models import build_model
 from pyhisto.slide import Slide
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder by default")
     parser.add_argument("--peak", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    share_heap()  # as the command line does
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.peak:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pyhisto.bundle.rewrite import has_winograd, join_upsampling, use_winograd, watched
+from pyhisto.bundle.strips import in_strips
 
 __all__ = [
     "Engine",
@@ -119,13 +120,16 @@ class OpenVinoEngine:
 def make_engine(name: str, network: nn.Module, example: torch.Tensor, device: str, precision: str) -> Engine:
     """Return an engine by its name for a network, which stays as it is; `example` as for :class:`OpenVinoEngine`.
 
-    In float32 on a CPU, where multiplications are what takes the time, it is computed with fewer of them.
+    On a CPU, where multiplications and memory are what takes the time, it is computed with less of both, as far as the
+    engine does not see to it.
     """
     network = copy.deepcopy(network)
-    if device == "cpu" and precision == "float32":
+    if device == "cpu" and (precision == "float32" or name == "torch"):
         network = join_upsampling(network, example)
-        if name == "torch" and has_winograd():
+    if device == "cpu" and name == "torch":
+        if precision == "float32" and has_winograd():
             use_winograd(network)
+        network = in_strips(network, example)
     if name == "openvino":
         return OpenVinoEngine(network, example, precision)
     return TorchEngine(network, device, precision)

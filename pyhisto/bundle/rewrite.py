@@ -20,6 +20,7 @@ __all__ = [
     "has_winograd",
     "join_upsampling",
     "planar",
+    "same_output",
     "use_winograd",
     "watched",
     "winograd_share",
@@ -59,7 +60,7 @@ def fold_batch_norms(network: nn.Module, example: torch.Tensor) -> nn.Module:
         transposed = isinstance(conv, _ConvTransposeNd)
         folded.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm, transpose=transposed))  # type: ignore[arg-type,type-var]
         folded.set_submodule(norm_name, nn.Identity())
-    return folded if _agree(folded, network, example) else copy.deepcopy(network)
+    return folded if same_output(folded, network, example) else copy.deepcopy(network)
 
 
 def _followed(network: nn.Module, example: torch.Tensor) -> dict[str, str]:
@@ -126,7 +127,7 @@ def join_upsampling(network: nn.Module, example: torch.Tensor) -> nn.Module:
         return joined
     for name, stage in stages.items():
         joined.set_submodule(name, JoinedStage(stage))
-    return joined if _agree(joined, network, example) else copy.deepcopy(network)
+    return joined if same_output(joined, network, example) else copy.deepcopy(network)
 
 
 def _doubles(stage: UpCat) -> bool:
@@ -288,7 +289,7 @@ def planar(x: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _agree(rewritten: nn.Module, network: nn.Module, example: torch.Tensor) -> bool:
+def same_output(rewritten: nn.Module, network: nn.Module, example: torch.Tensor) -> bool:
     """Return whether a network gives what it gave before it was rewritten."""
     with torch.inference_mode():
         expected, found = network(example), rewritten(example)

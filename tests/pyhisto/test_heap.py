@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -44,9 +45,11 @@ for _ in range(4):
 """
 
 
-def run(script: str) -> list[str]:
-    command = [sys.executable, "-c", START + script]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+def run(script: str, *arguments: str, **settings: str) -> list[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", START + script, *arguments]
+    done = subprocess.run(command, env=environment | settings, capture_output=True, text=True, check=True)
+    return done.stdout.split()
 
 
 def test_gaps_go_back() -> None:
@@ -59,3 +62,38 @@ def test_gaps_go_back() -> None:
 def test_what_is_wanted_again_at_once_may_stay() -> None:
     """150 of a network's 200 MiB for each tile are in use; the others go back once."""
     assert run(TILES)[1:] == ["False", "False", "False"]
+
+
+HEAPS = """
+import ctypes, sys, threading
+from pyhisto.heap import share_heap
+print(share_heap() if sys.argv[1] == "shared" else None)
+threads = [threading.Thread(target=mib, args=(4,)) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+sys.stdout.flush()
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+out = ctypes.c_void_p(libc.fdopen(1, b"w"))
+libc.malloc_info(0, out)
+libc.fflush(out)
+"""
+
+
+def heaps(how: str, **settings: str) -> tuple[str, int]:
+    """Return what was said of sharing, and how many heaps four threads made together with the first one."""
+    told = run(HEAPS, how, **settings)
+    return told[0], sum(word.startswith("nr=") for word in told)
+
+
+def test_threads_share_one_heap() -> None:
+    assert heaps("shared") == ("True", 1)
+    assert heaps("as it is")[1] > 1
+
+
+def test_who_says_how_memory_is_handled_is_left_alone() -> None:
+    said, number = heaps("shared", MALLOC_ARENA_MAX="4")
+    assert said == "False"
+    assert number > 1
