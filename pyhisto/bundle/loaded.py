@@ -26,8 +26,9 @@ STREAM_TILE_PX = 2112
 """Side of the largest square tiles for whole slides: where tissue fills it, (2112 / 1792)² = 1.39 pixels are predicted
 for each that is used. With 2976 px it is 1.26, and a process takes nearly twice the memory."""
 
-STREAM_BYTES, MEMORY_SHARE = 340, 0.125
-"""What a U-Net with a ResNet-34 takes for a pixel of a tile, and the share of a device's memory that it may take."""
+STREAM_BYTES, MEMORY_SHARE = 250, 0.125
+"""What a U-Net with a DenseNet-121 takes for a pixel of a tile, in float32 on a CPU, and the share of a device's memory
+that it may take."""
 
 STREAM_OVERLAP_PX = 160
 """Overlap of such tiles. How far a trained network sees differs: at 64 to 160 px from the end of a tile, a thousandth

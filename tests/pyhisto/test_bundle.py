@@ -296,8 +296,8 @@ def test_the_batch_of_a_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) ->
         ("unet-resnet34", 256, 32, 64, (2112, 160)),
         ("unet-resnet34", 64, 8, 64, (2112, 160)),  # how far it sees does not depend on the tiles of the training
         ("unet-densenet121", 512, 192, 64, (2112, 192)),  # no less overlap than in training
-        # an eighth of 8 GiB is 1777² px of 340 bytes, and 1760 is the next multiple of the stride
-        ("unet-resnet34", 256, 32, 8, (1760, 160)),
+        # an eighth of 8 GiB is 2072² px of 250 bytes, and 2048 is the next multiple of the stride
+        ("unet-resnet34", 256, 32, 8, (2048, 160)),
         ("unet-resnet34", 256, 32, 0.5, (640, 160)),  # half a tile is its core, at least
         ("unet-resnet34", 3008, 32, 64, (3008, 160)),  # never smaller than in training
         ("attention-unet", 256, 32, 64, (256, 32)),  # sees the whole tile
