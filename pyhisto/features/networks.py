@@ -9,6 +9,7 @@ from monai.networks.nets import AttentionUnet, DenseNet121, FlexibleUNet
 from monai.networks.nets.resnet import ResNet, ResNetBottleneck
 from torch import nn
 
+from pyhisto.bundle.strips import StripUNet
 from pyhisto.errors import BundleError
 from pyhisto.models.cascade import PatchClassifier
 
@@ -88,7 +89,7 @@ def bundle_encoder(bundle: Bundle) -> PooledStage:
         If the network is none of this project.
     """
     network = bundle.compute.network
-    if isinstance(network, FlexibleUNet):
+    if isinstance(network, FlexibleUNet | StripUNet):
         return PooledStage(network.encoder)
     if isinstance(network, PatchClassifier):
         return PooledStage(network.features)

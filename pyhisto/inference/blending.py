@@ -13,6 +13,7 @@ from pyhisto.bundle.files import Bundle
 from pyhisto.inference.grid import Box
 from pyhisto.inference.plan import TilePlan
 from pyhisto.inference.tilestore import PredictedTile, TileStore
+from pyhisto.loops.blends import add_tile, divide
 
 __all__ = ["GLASS", "blend", "blended_windows", "predicted_tiles"]
 
@@ -102,23 +103,19 @@ def blend(
         uint8 (H, W, 3), from the tile in whose core a pixel lies; white where no tile is.
     """
     x0, y0, x1, y1 = read
-    out = np.zeros((planes, y1 - y0, x1 - x0), dtype=np.float32)
-    total = np.zeros(out.shape[1:], dtype=np.float32)
-    rgb = np.full((*total.shape, 3), GLASS, dtype=np.uint8)
+    sums = np.zeros((planes + 1, y1 - y0, x1 - x0), dtype=np.float32)
+    rgb = np.full((*sums.shape[1:], 3), GLASS, dtype=np.uint8)
     for number in numbers:
         own, colours = store.get(number)
         part = plan.part(number)
+        common = _common(read, part)
         here, there = _shared(read, part)
-        np.copyto(rgb[here], colours[there], where=(total[here] == 0)[..., np.newaxis])
-        weight = plan.weights(number, _common(read, part))
-        out[(slice(None), *here)] += own[(slice(None), *there)] * weight
-        total[here] += weight
-        mine = plan.core(number)
-        rgb[_shared(read, mine)[0]] = colours[_shared(part, _common(read, mine))[0]]
-    covered = total > 0
-    np.divide(out, total, out=out, where=covered)
-    out[0][~covered] = 1
-    return out, rgb
+        mine = _common(common, plan.core(number))
+        core = (mine[0] - common[0], mine[1] - common[1], mine[2] - common[0], mine[3] - common[1])
+        into = sums[(slice(None), *here)], rgb[here]
+        add_tile(own[(slice(None), *there)], colours[there], plan.weights(number, common), core, into)
+    divide(sums)
+    return sums[:planes], rgb
 
 
 def _common(box: Box, other: Box) -> Box:

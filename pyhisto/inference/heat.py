@@ -12,6 +12,7 @@ import numpy.typing as npt
 import scipy.ndimage as ndi
 
 from pyhisto.inference.stream import PredictedWindow
+from pyhisto.loops.blends import mean_cells
 
 __all__ = ["HeatMaps", "heat_factor"]
 
@@ -61,17 +62,15 @@ class HeatMaps:
         """Add the own part of a window; its corner is a multiple of the factor, windows come row by row."""
         factor = self.factor
         x, y = window.core[0] // factor, window.core[1] // factor
-        probability = window.probability[(slice(1, None), *window.own)] * window.wanted[window.own]
-        missing = [(0, -length % factor) for length in probability.shape[1:]]
-        if any(after for _, after in missing):
-            probability = np.pad(probability, ((0, 0), *missing))
-        cells = probability.reshape(self.classes, probability.shape[1] // factor, factor, -1, factor)
-        coarse = np.round(cells.mean(axis=(2, 4)) * 255).astype(np.uint8)
+        probability, wanted = window.probability[(slice(1, None), *window.own)], window.wanted[window.own]
+        rows, columns = (-(-length // factor) for length in wanted.shape)
+        coarse = np.empty((rows, self.classes, columns), dtype=np.uint8)
+        mean_cells(probability, wanted, factor, coarse)
         if y != self._top or not len(self._band):
             self._flush()
             self._top = y
-            self._band = np.zeros((coarse.shape[1], self.classes, self.width), dtype=np.uint8)
-        self._band[:, :, x : x + coarse.shape[2]] = coarse.transpose(1, 0, 2)
+            self._band = np.zeros((rows, self.classes, self.width), dtype=np.uint8)
+        self._band[:, :, x : x + columns] = coarse
 
     def smooth(self, sigma: float) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """Yield bands of the smoothed maps from the top: first row, and float32 (classes, rows, width), 0 to 1.

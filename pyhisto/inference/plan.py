@@ -97,10 +97,10 @@ class TilePlan:
         x0, y0, x1, y1 = self.tiles.cores[number].tolist()
         return x0, y0, x1, y1
 
-    def weights(self, number: int, box: Box) -> npt.NDArray[np.float32]:
-        """Return the weight of a tile in a box inside its part, float32 (H, W).
+    def weights(self, number: int, box: Box) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return the weights of a tile's rows and columns in a box inside its part; a pixel has their product.
 
-        It rises as a squared sine across the edges of the core over which the part reaches, so that those of two
+        They rise as a squared sine across the edges of the core over which the part reaches, so that those of two
         neighbours sum to 1.
         """
         part, core = self.part(number), self.core(number)
@@ -109,7 +109,7 @@ class TilePlan:
             * _rise(-box[axis + 2], -box[axis], -part[axis + 2], -core[axis + 2])[::-1]
             for axis in range(2)
         )
-        return np.outer(down, across).astype(np.float32)
+        return down, across
 
     def uses(self) -> npt.NDArray[np.int64]:
         """Return the number of windows that each tile is needed for, int64 (n,)."""

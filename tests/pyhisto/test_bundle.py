@@ -317,7 +317,7 @@ def test_tiles_for_whole_slides(
     bundle = Bundle(Path("none"), spec, "", model, "cpu")
     assert bundle.stream_tile == expected
     assert bundle.stride == (16 if architecture == "attention-unet" else 32)
-    assert bundle.tiles_at_once == {256: 8, 640: 1, 1760: 1, 2112: 1, 3008: 1}[expected[0]]
+    assert bundle.tiles_at_once == {256: 8, 640: 1, 2048: 1, 2112: 1, 3008: 1}[expected[0]]
 
 
 def test_normalise_by_hand() -> None:

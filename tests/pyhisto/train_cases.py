@@ -33,7 +33,15 @@ SPEC = ModelSpec(
     tile_size=32,
     overlap=4,
 )
-SETTINGS = TrainSettings(steps=12, batch_size=4, learning_rate=0.02, workers=0, checkpoint_every=5, validate_every=3)
+SETTINGS = TrainSettings(
+    steps=12,
+    batch_size=4,
+    learning_rate=0.02,
+    workers=0,
+    checkpoint_every=5,
+    validate_every=3,
+    precision="float32",  # in which a training on one machine is compared with another one on any machine
+)
 
 
 class Patches:
