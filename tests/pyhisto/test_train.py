@@ -334,7 +334,7 @@ def test_automatic_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fa
     monkeypatch.setattr("pyhisto.train.loop.fast_bfloat16", lambda device: fast)
     model, seen = network(), set()
     model[4].register_forward_hook(lambda module, given, out: seen.add(out.dtype))  # type: ignore[index,operator]
-    result = run(model, Patches(), tmp_path, replace(SETTINGS, steps=30, validate_every=30))
+    result = run(model, Patches(), tmp_path, replace(SETTINGS, steps=30, validate_every=30, precision="auto"))
     assert seen == {dtype}
     assert result.losses[-1] < 0.5 * result.losses[0]
     assert all(value.dtype != torch.bfloat16 for value in model.state_dict().values())
