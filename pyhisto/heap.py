@@ -12,43 +12,34 @@ __all__ = ["Heap", "heap", "share_heap"]
 M_ARENA_MAX = -8
 """The number by which mallopt(3) knows the most heaps that a process may have."""
 
-SPARE = 1.2
-"""Size that the process may grow to, in what it had when memory was last given back."""
-
-REGAINED = 0.6
-"""Share of what was given back that shows, if the process asks for it anew at once, that it was in use."""
-
 
 class Heap:
-    """The heap of this process, and how far it may grow before memory is given back; for glibc."""
+    """The heap of this process; for glibc."""
 
     def __init__(self) -> None:
-        self._before = self._left = 0
-        self._allowed = 0
-        self._just_settled = False
+        self._left = 0
+        """What the process had when memory was last given back."""
         libc = ctypes.CDLL(None) if sys.platform == "linux" else None
         self._trim = getattr(libc, "malloc_trim", None)
 
-    def settle(self) -> bool:
-        """Give back what is free if the process has grown by much since it last did; return whether it was.
+    def settle(self, spare: float = 1.0) -> bool:
+        """Give back what is free if the process has grown since it last did; return whether it was.
 
         Arrays of many sizes leave gaps that others do not fit into, so that a heap grows to several times what is in
-        use. Where most of what was given back is wanted again by the next call, as by a network for its next tile, it
-        is left alone from then on. To be called from time to time, in the midst of the work; does nothing where the
-        system has another allocator.
+        use. To be called between pieces of work that take a tenth of a second or more: it takes some milliseconds, and
+        what is needed again must be handed out anew. Does nothing where the system has another allocator.
+
+        Parameters
+        ----------
+        spare
+            Size that the process may grow to before, in what it had then.
         """
-        if self._trim is None:
+        size = _resident() if self._trim is not None else 0
+        if self._trim is None or size <= spare * self._left:
             return False
-        size = _resident()
-        self._allowed = self._allowed or round(SPARE * size)
-        if self._just_settled and size - self._left >= REGAINED * (self._before - self._left):
-            self._allowed = self._before
-        self._just_settled = size > self._allowed
-        if self._just_settled:
-            self._trim(0)
-            self._before, self._left = size, _resident()
-            self._allowed = round(SPARE * self._left)
-        return self._just_settled
+        self._trim(0)
+        self._left = _resident()
+        return True
 
 
 def _resident() -> int:

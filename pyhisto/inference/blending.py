@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhisto.bundle.files import Bundle
+from pyhisto.heap import heap
 from pyhisto.inference.grid import Box
 from pyhisto.inference.plan import TilePlan
 from pyhisto.inference.tilestore import PredictedTile, TileStore
@@ -19,6 +20,9 @@ __all__ = ["GLASS", "blend", "blended_windows", "predicted_tiles"]
 
 GLASS = 255
 """Colour of the pixels that no tile holds."""
+
+SPARE = 1.2
+"""What the process may have grown by when something is predicted at once, before memory is given back."""
 
 Rgb: TypeAlias = npt.NDArray[np.uint8]
 
@@ -40,11 +44,12 @@ def predicted_tiles(
     flips
         Take the mean over flipped tiles too, and add their variance as the last plane.
     """
-    for numbers in plan.batches:
+    for turn, numbers in enumerate(plan.batches):
         batch = list(itertools.islice(read, len(numbers)))
         if len(batch) < len(numbers):  # stopped
             return
         tiles = np.stack([seen for _, seen in batch])
+        heap.settle(1.0 if turn else SPARE)
         if flips:
             mean, variance = bundle.predict_flips(tiles)
             planes = np.concatenate([mean, variance[:, np.newaxis]], axis=1)

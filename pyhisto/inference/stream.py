@@ -21,7 +21,6 @@ import numpy.typing as npt
 import shapely
 
 from pyhisto.bundle.files import Bundle
-from pyhisto.heap import heap
 from pyhisto.inference.blending import blended_windows, predicted_tiles
 from pyhisto.inference.frame import Frame, stream_frame
 from pyhisto.inference.grid import Box, tile_shape
@@ -315,6 +314,5 @@ def _report(
     with closing(windows):
         for done, window in enumerate(windows, start=1):
             yield window
-            heap.settle()
             if progress is not None:
                 progress(done, total)
