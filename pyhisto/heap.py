@@ -7,10 +7,14 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["Heap", "heap", "share_heap"]
+__all__ = ["SPARE", "Heap", "heap", "share_heap"]
 
 M_ARENA_MAX = -8
 """The number by which mallopt(3) knows the most heaps that a process may have."""
+
+
+SPARE = 1.2
+"""Size that the process may grow to before memory is given back, in what it had then, unless told otherwise."""
 
 
 class Heap:
@@ -22,8 +26,8 @@ class Heap:
         libc = ctypes.CDLL(None) if sys.platform == "linux" else None
         self._trim = getattr(libc, "malloc_trim", None)
 
-    def settle(self, spare: float = 1.0) -> bool:
-        """Give back what is free if the process has grown since it last did; return whether it was.
+    def settle(self, spare: float = SPARE) -> bool:
+        """Give back what is free if the process has grown by more than is spare; return whether it was.
 
         Arrays of many sizes leave gaps that others do not fit into, so that a heap grows to several times what is in
         use. To be called between pieces of work that take a tenth of a second or more: it takes some milliseconds, and

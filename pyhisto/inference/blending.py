@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhisto.bundle.files import Bundle
-from pyhisto.heap import heap
+from pyhisto.heap import SPARE, heap
 from pyhisto.inference.grid import Box
 from pyhisto.inference.plan import TilePlan
 from pyhisto.inference.tilestore import PredictedTile, TileStore
@@ -20,9 +20,6 @@ __all__ = ["GLASS", "blend", "blended_windows", "predicted_tiles"]
 
 GLASS = 255
 """Colour of the pixels that no tile holds."""
-
-SPARE = 1.2
-"""What the process may have grown by when something is predicted at once, before memory is given back."""
 
 Rgb: TypeAlias = npt.NDArray[np.uint8]
 
