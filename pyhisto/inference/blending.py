@@ -46,7 +46,7 @@ def predicted_tiles(
         if len(batch) < len(numbers):  # stopped
             return
         tiles = np.stack([seen for _, seen in batch])
-        heap.settle(1.0 if turn else SPARE)
+        heap.settle(1.0 if turn else SPARE)  # one tile alone leaves hardly any gaps
         if flips:
             mean, variance = bundle.predict_flips(tiles)
             planes = np.concatenate([mean, variance[:, np.newaxis]], axis=1)
@@ -54,6 +54,8 @@ def predicted_tiles(
             planes = bundle.predict(tiles)
         for (rgb, _), own in zip(batch, planes, strict=True):
             yield own, rgb[..., :3]
+    if len(plan.batches) > 1:
+        heap.settle(1.0)
 
 
 def blended_windows(

@@ -11,7 +11,6 @@ import geopandas as gpd
 from pyhisto.bands import BandPolygons
 from pyhisto.bundle.files import Bundle
 from pyhisto.errors import ConfigError
-from pyhisto.heap import heap
 from pyhisto.inference.cascade import heated
 from pyhisto.inference.heat import HeatMaps, heat_factor
 from pyhisto.inference.lens import PLAIN, Lens
@@ -92,7 +91,6 @@ def predict_tissue(
             heat.add(window)
             for observer in watching:
                 observer(window)
-        heap.settle()
         return _tissue_objects(heat, bundle, frame)
 
 
