@@ -12,7 +12,7 @@ __all__ = ["SPARE", "Heap", "heap", "share_heap"]
 M_ARENA_MAX = -8
 """The number by which mallopt(3) knows the most heaps that a process may have."""
 
-SPARE = 1.5
+SPARE = 2.0
 """Size that the process may grow to before memory is given back, in what it had then, unless told otherwise."""
 
 
