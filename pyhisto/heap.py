@@ -58,8 +58,8 @@ def share_heap() -> bool:
     """Let the threads of this process take their memory from one heap; return whether that could be set.
 
     glibc gives each thread a heap of its own, which cannot use what another one has free and is given back to the
-    system piece by piece: a network that runs in a thread takes a twentieth more time and a third more memory. Nothing
-    is done on other systems, or where the environment says how memory is to be handled (``MALLOC_*``,
+    system piece by piece: a network that runs in a thread takes a twentieth more time and up to a third more memory.
+    Nothing is done on other systems, or where the environment says how memory is to be handled (``MALLOC_*``,
     ``GLIBC_TUNABLES``). To be called before threads start.
     """
     told = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)

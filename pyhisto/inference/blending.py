@@ -54,8 +54,6 @@ def predicted_tiles(
             planes = bundle.predict(tiles)
         for (rgb, _), own in zip(batch, planes, strict=True):
             yield own, rgb[..., :3]
-    if len(plan.batches) > 1:
-        heap.settle(1.0)
 
 
 def blended_windows(

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import shapely
 
 from pyhisto.bundle.files import Bundle
+from pyhisto.heap import heap
 from pyhisto.inference.blending import blended_windows, predicted_tiles
 from pyhisto.inference.frame import Frame, stream_frame
 from pyhisto.inference.grid import Box, tile_shape
@@ -49,6 +50,9 @@ WINDOWS_AHEAD = 1
 """Finished windows that may wait for whoever takes them."""
 
 MOST_READERS = 16
+
+FEW_WINDOWS = 16
+"""Windows that leave hardly any gaps in the memory."""
 
 Rgb: TypeAlias = npt.NDArray[np.uint8]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -316,3 +320,5 @@ def _report(
             yield window
             if progress is not None:
                 progress(done, total)
+    if total > FEW_WINDOWS:
+        heap.settle(1.0)  # before objects are made of them

@@ -11,7 +11,6 @@ import geopandas as gpd
 from pyhisto.bands import BandPolygons
 from pyhisto.bundle.files import Bundle
 from pyhisto.errors import ConfigError
-from pyhisto.heap import heap
 from pyhisto.inference.cascade import heated
 from pyhisto.inference.heat import HeatMaps, heat_factor
 from pyhisto.inference.lens import PLAIN, Lens
@@ -25,9 +24,6 @@ __all__ = ["predict_tissue"]
 
 TISSUE_NUMBERS = ("threshold", "sigma_um", "min_area_um2", "min_hole_area_um2", "simplify_um")
 """What the post-processing of a tissue model must say."""
-
-FEW_WINDOWS = 16
-"""Windows that leave hardly any gaps in the memory."""
 
 
 def predict_tissue(
@@ -90,15 +86,11 @@ def predict_tissue(
     factor = heat_factor(frame.mpp)
     settings = replace(settings, window=-(-(settings.window or WINDOW_PX) // factor) * factor)
     watching = tuple(observers)
-    seen = 0
     with HeatMaps(len(spec.classes) - 1, frame.width, frame.height, factor) as heat:
         for window in stream_windows(slide, bundle, region, settings=settings, lens=lens, progress=progress):
             heat.add(window)
             for observer in watching:
                 observer(window)
-            seen += 1
-        if seen > FEW_WINDOWS:
-            heap.settle(1.0)
         return _tissue_objects(heat, bundle, frame)
 
 
