@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pyhisto.bundle.precise import reduce_precision
 from pyhisto.bundle.rewrite import has_winograd, join_upsampling, use_winograd, watched
 from pyhisto.bundle.strips import in_strips
 
@@ -60,7 +61,7 @@ class TorchEngine:
     device
         Where it runs.
     precision
-        What it computes in.
+        What it computes in; see :func:`pyhisto.bundle.precise.reduce_precision`.
     """
 
     name = "torch"
@@ -68,7 +69,11 @@ class TorchEngine:
     def __init__(self, network: nn.Module, device: str, precision: str = "float32") -> None:
         self.precision = precision
         self._type: torch.dtype = getattr(torch, precision)
-        self.network = network.to(device, dtype=self._type, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        if precision == "float32":
+            network.float()
+        else:
+            reduce_precision(network, self._type)
+        self.network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits, float32 (n, channels, h, w)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -24,8 +25,8 @@ BLOCK_PX = 4
 
 
 @compiled
-def block_sums(image: FloatImage, near: Mask, start: tuple[int, int]) -> FloatImage:
-    """Return sum and number of the pixels that are not `near` in blocks, float32 (2, rows, columns).
+def block_sums(image: FloatImage, weight: npt.NDArray[np.uint8], start: tuple[int, int]) -> FloatImage:
+    """Return weighted sum and number of the pixels in blocks, float32 (2, rows, columns); a weight of 255 counts once.
 
     The first block begins `start`, (row, column), px above and left of the image.
     """
@@ -34,14 +35,13 @@ def block_sums(image: FloatImage, near: Mask, start: tuple[int, int]) -> FloatIm
     rows, columns = (height + top + BLOCK_PX - 1) // BLOCK_PX, (width + left + BLOCK_PX - 1) // BLOCK_PX
     out = np.zeros((2, rows, columns), dtype=np.float32)
     far, count = np.zeros(columns * BLOCK_PX, dtype=np.float32), np.zeros(columns * BLOCK_PX, dtype=np.float32)
-    none, one = np.float32(0), np.float32(1)
+    scale = np.float32(1 / 255)
     for y in range(height):
-        values, taken, here, number = image[y], near[y], far[left : left + width], count[left : left + width]
+        values, own, here, number = image[y], weight[y], far[left : left + width], count[left : left + width]
         for x in range(width):
-            value = values[x]
-            here[x] = none if taken[x] else value
+            number[x] = own[x] * scale
         for x in range(width):
-            number[x] = none if taken[x] else one
+            here[x] = values[x] * number[x]
         _add_blocks(out[0, (y + top) // BLOCK_PX], far)
         _add_blocks(out[1, (y + top) // BLOCK_PX], count)
     return out
@@ -63,14 +63,17 @@ def core_means(
     start: tuple[int, int],
     links: Links,
     core: Places,
-    n: int,
+    positions: Table,
+    radius: float,
 ) -> Table:
-    """Return the mean darkness and the mean ground of the core pixels of each label, float64 (n, 2); NaN for none.
+    """Return the mean darkness and the mean ground of the core of each label, float64 (n, 2); NaN for none.
 
-    The links, see :mod:`pyhisto.loops.basins`, have their corner at `offset`, (row, column), of the darkness.
-    The ground has a value a block, and is sampled between their centres.
+    A core is a disk of a radius, px, around a position, (row, column), of which pixels at its rim count in part. Of
+    all places, those within half a pixel more are looked at. The links, see :mod:`pyhisto.loops.basins`, have their
+    corner at `offset`, (row, column), of the darkness. The ground has a value a block, and is sampled between their
+    centres.
     """
-    wide, own = links.shape[1], links.ravel()
+    wide, own, n = links.shape[1], links.ravel(), len(positions)
     top, left = start
     rows, columns = ground.shape
     at, beside = np.empty(wide, dtype=np.int64), np.empty(wide)
@@ -86,13 +89,17 @@ def core_means(
         label, x = -2 - own[p], p - end + wide
         if label >= n:  # no label reaches it
             continue
+        down, along = y + offset[0] - positions[label, 0], x + offset[1] - positions[label, 1]
+        weight = min(radius + 0.5 - math.sqrt(down * down + along * along), 1.0)
+        if weight <= 0:
+            continue
         c, fu = at[x], beside[x]
         right = min(c + 1, columns - 1)
         above = upper[c] * (1 - fu) + upper[right] * fu
         below = lower[c] * (1 - fu) + lower[right] * fu
-        sums[label, 0] += values[x + offset[1]]
-        sums[label, 1] += above * (1 - fv) + below * fv
-        count[label] += 1
+        sums[label, 0] += weight * values[x + offset[1]]
+        sums[label, 1] += weight * (above * (1 - fv) + below * fv)
+        count[label] += weight
     for i in range(n):
         sums[i, 0] /= count[i]
         sums[i, 1] /= count[i]

@@ -12,6 +12,7 @@ from pyhisto.loops.compiled import compiled
 
 __all__ = [
     "chosen",
+    "compacted",
     "disks",
     "find_peaks",
     "is_even",
@@ -19,6 +20,7 @@ __all__ = [
     "open_labels",
     "separate",
     "stained_part",
+    "vertices",
     "votes",
 ]
 
@@ -104,19 +106,91 @@ def _is_highest(image: FloatImage, y: int, x: int, distance: int) -> bool:
 
 
 @compiled
-def disks(peaks: npt.NDArray[np.int64], radius: float, out: Mask) -> None:
-    """Write which pixels are no farther than `radius` px from a peak."""
-    height, width = out.shape
-    out[:] = False
-    reach = math.floor(radius)
-    half = np.zeros(reach + 1, dtype=np.int64)
-    for dy in range(reach + 1):
-        half[dy] = int(math.sqrt(radius * radius - dy * dy) + 1e-9)
+def vertices(image: FloatImage, peaks: npt.NDArray[np.int64]) -> Table:
+    """Return where between pixels peaks are highest, (row, column), float64 (n, 2).
+
+    Along each axis that is the vertex of the parabola through a peak and its two neighbours; at the edge of the image
+    the peak itself. Multiples of 1 / 1024 px, so that distances do not depend on where the image was cut.
+    """
+    height, width = image.shape
+    out = np.empty((len(peaks), 2))
     for i in range(len(peaks)):
         y, x = peaks[i]
-        for row in range(max(0, y - reach), min(height, y + reach + 1)):
-            along, line = half[abs(row - y)], out[row]
-            line[max(0, x - along) : min(width, x + along + 1)] = True
+        out[i, 0], out[i, 1] = y, x
+        if 0 < y < height - 1:
+            out[i, 0] += _vertex(image[y - 1, x], image[y, x], image[y + 1, x])
+        if 0 < x < width - 1:
+            out[i, 1] += _vertex(image[y, x - 1], image[y, x], image[y, x + 1])
+    return out
+
+
+@compiled
+def _vertex(before: float, middle: float, after: float) -> float:
+    """Return where between -0.5 and 0.5 three values, the middle one the greatest, are highest."""
+    bend = float(before) - 2 * float(middle) + float(after)
+    return 0.0 if bend >= 0 else round(512 * (float(before) - float(after)) / bend) / 1024
+
+
+@compiled
+def disks(positions: Table, radius: float, out: Mask) -> None:
+    """Write which pixels are no farther than `radius` px from a position (row, column)."""
+    height, width = out.shape
+    out[:] = False
+    for i in range(len(positions)):
+        y, x = positions[i]
+        for row in range(max(0, math.ceil(y - radius)), min(height, math.floor(y + radius) + 1)):
+            along, line = math.sqrt(radius * radius - (row - y) * (row - y)), out[row]
+            line[max(0, math.ceil(x - along)) : max(0, min(width, math.floor(x + along) + 1))] = True
+
+
+@compiled
+def compacted(
+    image: FloatImage,
+    positions: Table,
+    radius: float,
+    slope: float,
+    within: Mask,
+    out: FloatImage,
+    beyond: npt.NDArray[np.uint8],
+) -> None:
+    """Write an image of values up to 1 that falls by `slope` more for each px from the nearest position.
+
+    Parameters
+    ----------
+    image
+        float32 (H, W).
+    positions
+        (row, column), float64 (n, 2), multiples of a power of two, so that no distance depends on the frame.
+    radius, slope
+        px, and 1 / px.
+    within
+        Of the shape of the image; becomes which pixels are no farther than `radius` from a position.
+    out
+        The same; becomes the image there, 0 elsewhere. It is from 0 to 1 where the values are.
+    beyond
+        The same; becomes how much of a pixel is farther, from 0 to 255.
+    """
+    height, width = image.shape
+    far, reach = np.float32(np.inf), radius + 0.5
+    out[:] = far
+    for i in range(len(positions)):
+        y, x = positions[i]
+        for row in range(max(0, math.ceil(y - reach)), min(height, math.floor(y + reach) + 1)):
+            square, line = (row - y) * (row - y), out[row]
+            along = math.sqrt(reach * reach - square)
+            for column in range(max(0, math.ceil(x - along)), min(width, math.floor(x + along) + 1)):
+                distance = np.float32(square + (column - x) * (column - x))
+                line[column] = distance if distance < line[column] else line[column]
+    none, one, steep = np.float32(0), np.float32(1), np.float32(slope)
+    scale, end, share = np.float32(1 / (1 + slope * radius)), np.float32(radius), np.float32(255)
+    for y in range(height):
+        values, line, inside, free = image[y], out[y], within[y], beyond[y]
+        for x in range(width):
+            distance = np.sqrt(line[x])
+            inside[x] = distance <= end
+            line[x] = one - (one - values[x] + steep * distance) * scale if inside[x] else none
+            rest = (distance - end) * share + np.float32(127.5)
+            free[x] = np.uint8(min(max(rest, none), share))
 
 
 @compiled
@@ -148,22 +222,33 @@ def chosen(core: Mask, where: Mask, dark: FloatImage, offset: tuple[int, int], l
 
 @compiled
 def stained_part(
-    links: Labels, core: Mask, places: Places, dark: FloatImage, offset: tuple[int, int], edge: Table, out: Labels
+    links: Labels,
+    core: Mask,
+    places: Places,
+    dark: FloatImage,
+    offset: tuple[int, int],
+    edge: Table,
+    positions: Table,
+    reach: float,
+    out: Labels,
 ) -> None:
     """Write the labels of those of some places that are in a core or darker than the edge of theirs, 0 elsewhere.
 
-    The links, see :mod:`pyhisto.loops.basins`, have their corner at `offset`, (row, column), of the darkness.
+    Each no farther than `reach` px from the position of its label. The links, see :mod:`pyhisto.loops.basins`, have
+    their corner at `offset`, (row, column), of the darkness and the positions.
     """
-    wide, n = links.shape[1], len(edge)
+    wide, n, square = links.shape[1], len(edge), reach * reach
     out[:] = 0
     own, inner, mine = links.ravel(), core.ravel(), out.ravel()
     y, begin = offset[0], 0
     for p in places:
         while p >= begin + wide:
             y, begin = y + 1, begin + wide
-        label, value = -2 - own[p], dark[y, p - begin + offset[1]]
+        label, x = -2 - own[p], p - begin + offset[1]
         if label < n:  # else no label reaches it
-            mine[p] = label + 1 if inner[p] | (value > edge[label]) else 0
+            down, along = y - positions[label, 0], x - positions[label, 1]
+            near = down * down + along * along <= square
+            mine[p] = label + 1 if near & (inner[p] | (dark[y, x] > edge[label])) else 0
 
 
 @compiled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -130,16 +131,26 @@ def test_what_a_gpu_is_tried_with(
     monkeypatch.setattr("pyhisto.bundle.files.fast_bfloat16", lambda device: bfloat16)
     monkeypatch.setattr("pyhisto.bundle.files.fast_float16", lambda device: float16)
     monkeypatch.setattr("pyhisto.bundle.files.has_openvino", lambda: True)
-    ways = pyhisto.bundle.files._ways("cuda:1", "auto", "auto", one_network=True)
+    ways = pyhisto.bundle.files._ways("cuda:1", "auto", "auto", one_network=True, cells=False)
     assert ways == [("torch", name) for name in expected]
 
 
 def test_a_cpu_is_tried_with_openvino_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyhisto.bundle.files.has_openvino", lambda: True)
-    ways = pyhisto.bundle.files._ways
+    ways = functools.partial(pyhisto.bundle.files._ways, cells=False)
     assert ways("cpu", "auto", "auto", one_network=True) == [("openvino", "float32"), ("torch", "float32")]
     assert ways("cpu", "auto", "auto", one_network=False) == [("torch", "float32")]
     assert ways("cpu", "openvino", "bfloat16", one_network=True) == [("openvino", "bfloat16")]
+
+
+def test_cells_are_found_by_torch_where_bfloat16_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyhisto.bundle.files.has_openvino", lambda: True)
+    monkeypatch.setattr("pyhisto.bundle.files.fast_bfloat16", lambda device: True)
+    ways = functools.partial(pyhisto.bundle.files._ways, "cpu", one_network=True, cells=True)
+    others = [("openvino", "bfloat16"), ("openvino", "float32"), ("torch", "float32")]
+    assert ways("auto", "auto") == [("torch", "bfloat16"), *others]
+    assert ways("openvino", "auto") == others[:2]
+    assert ways("auto", "float32") == others[1:]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,18 @@ def test_reduced_precision_takes_and_gives_float32() -> None:
     assert next(model.parameters()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", ["unet-resnet34", "unet-densenet121"])
+def test_outputs_of_reduced_precision_are_not_rounded_to_it(name: str) -> None:
+    model, x = network(name), image(1, 3, 128, 128)
+    engine = make_engine("torch", model, x, "cpu", "bfloat16")
+    found = engine(x)
+    assert float((found != found.bfloat16()).float().mean()) > 0.9
+    again = TorchEngine(engine.network, "cpu", "bfloat16")  # as for the networks of a coarse-to-fine model
+    torch.testing.assert_close(again(x), found, rtol=0, atol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(TorchEngine(engine.network, "cpu", "float32")(x), model(x), rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize("winograd", [False, True])
 def test_float32_on_a_cpu_takes_fewer_multiplications(monkeypatch: pytest.MonkeyPatch, winograd: bool) -> None:
     if winograd and not torch.backends.nnpack.is_available():  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from skimage.segmentation import watershed
 from pyhisto.loops.basins import claim, ways_down
 from pyhisto.loops.blurs import blur, blur_colours, blur_nuclei
 from pyhisto.loops.ground import block_sums, core_means
-from pyhisto.loops.nuclei import open_labels
+from pyhisto.loops.nuclei import compacted, disks, open_labels, stained_part, vertices
 from pyhisto.loops.regions import expanded, marked
 from pyhisto.loops.scratch import Scratch
 from pyhisto.nuclei.labelling import find_peaks
@@ -50,6 +50,34 @@ def test_pixels_grow_from_the_nearest_label_and_a_line_stays_where_two_meet(radi
     assert apart[:, labels == 0].all()
 
 
+def test_peaks_lie_between_pixels_where_a_parabola_is_highest() -> None:
+    rows, columns = np.indices((7, 9), dtype=np.float32)
+    image = -((rows - 3.25) ** 2) - 2 * (columns - 4.5) ** 2
+    image[0, 8] = 100.0  # at the edge
+    found = vertices(image, np.array([[3, 4], [0, 8]]))
+    assert found.tolist() == [[3.25, 4.5], [0, 8]]
+    flat = np.ones((5, 5), dtype=np.float32)
+    flat[2, 1] = 0.0  # lower on the left: the plateau's side is half a pixel to the right
+    assert vertices(flat, np.array([[2, 2]])).tolist() == [[2, 2.5]]
+
+
+def test_images_fall_with_the_distance_from_the_nearest_place() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.random((40, 50), dtype=np.float32)
+    places = np.array([[10.25, 12.0], [14.5, 20.75], [39.5, 0.0], [3.0, 49.0]])
+    rows, columns = np.indices(image.shape)
+    distance = np.min([np.hypot(rows - y, columns - x) for y, x in places], axis=0)
+    within, near, out = np.empty(image.shape, bool), np.empty(image.shape, bool), np.empty_like(image)
+    beyond = np.empty(image.shape, np.uint8)
+    compacted(image, places, 9.0, 0.02, within, out, beyond)
+    disks(places, 9.0, near)
+    assert within.tolist() == near.tolist() == (distance <= 9).tolist()
+    # 1 where the image is 1 at a place, 0 where it is 0 at 9 px from it: 1 - (1 - image + 0.02 d) / (1 + 0.18)
+    np.testing.assert_allclose(out[within], 1 - (1 - image + 0.02 * distance)[within] / 1.18, atol=1e-6)
+    assert (out[~within] == 0).all()
+    np.testing.assert_allclose(beyond, 255 * np.clip(distance - 8.5, 0, 1), atol=1)
+
+
 @pytest.mark.parametrize("part", [(0, 0, 90, 110), (7, 5, 60, 81)])
 def test_marked_basins_are_flooded_as_scikit_image_does_it(part: tuple[int, int, int, int]) -> None:
     top, left, height, width = part
@@ -78,6 +106,23 @@ def test_marked_basins_are_flooded_as_scikit_image_does_it(part: tuple[int, int,
     assert len(np.unique(expected)) > 15
 
 
+def test_a_label_is_where_its_core_or_stain_is_and_no_farther_than_it_may_be() -> None:
+    dark = np.full((1, 9), 0.5, dtype=np.float32)
+    dark[0, 3] = 0.1
+    links = np.full((3, 11), -1, dtype=np.int32)
+    links[1, 1:8] = -2  # of label 1, whose position is in column 1
+    links[1, 8:10] = -(1 << 31)  # no label reaches them
+    core = np.zeros(links.shape, dtype=bool)
+    core[1, 4] = True
+    places, found = np.arange(11 + 1, 11 + 10, dtype=np.int32), np.empty_like(links)
+    edge, positions = np.array([0.3]), np.array([[0, 1.0]])
+    stained_part(links, core, places, dark, (-1, -1), edge, positions, 4.0, found)
+    assert found.tolist() == [[0] * 11, [0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0], [0] * 11]
+    core[1, 4] = False  # pale
+    stained_part(links, core, places, dark, (-1, -1), edge, positions, 4.0, found)
+    assert found[1].tolist() == [0, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0]
+
+
 def test_labels_are_opened_as_scipy_opens_each_for_itself() -> None:
     rng = np.random.default_rng(1)
     labels = np.zeros((62, 83), dtype=np.int32)
@@ -95,12 +140,13 @@ def test_labels_are_opened_as_scipy_opens_each_for_itself() -> None:
 
 def test_blocks_keep_to_the_frame_of_the_slide() -> None:
     image = np.arange(30, dtype=np.float32).reshape(5, 6)
-    near = np.zeros(image.shape, dtype=bool)
-    near[0, 0] = near[4] = True
+    weight = np.full(image.shape, 255, dtype=np.uint8)
+    weight[0, 0] = weight[4] = 0
+    weight[1, 5] = 51  # a fifth
     # blocks of 4 x 4 begin 3 px above and 1 px left of the image: rows 0, 1 to 4; columns 0 to 2, 3 to 5
-    total, count = block_sums(image, near, (3, 1))
-    np.testing.assert_array_equal(total, [[1 + 2, 3 + 4 + 5], [3 * (12 + 13 + 14) - 0, 3 * (15 + 16 + 17)]])
-    np.testing.assert_array_equal(count, [[2, 3], [9, 9]])
+    total, count = block_sums(image, weight, (3, 1))
+    np.testing.assert_allclose(total, [[1 + 2, 3 + 4 + 5], [3 * (12 + 13 + 14), 3 * (15 + 16 + 17) - 0.8 * 11]], rtol=1e-6)
+    np.testing.assert_allclose(count, [[2, 3], [9, 9 - 0.8]], rtol=1e-6)
 
 
 def test_the_ground_of_a_core_is_sampled_between_the_centres_of_blocks() -> None:
@@ -109,9 +155,12 @@ def test_the_ground_of_a_core_is_sampled_between_the_centres_of_blocks() -> None
     links = np.full((10, 14), -1, dtype=np.int32)
     places = np.array([1 * 14 + 1, 4 * 14 + 4, 4 * 14 + 5], dtype=np.int32)  # pixels (0, 0), (3, 3) and (3, 4)
     links.ravel()[places] = [-2, -3, -3]
-    middles = core_means(dark, (-1, -1), ground, (0, 0), links, places, 3)
+    dark[3, 4] = 0.9
+    positions = np.array([[0, 0], [3, 3.25], [6, 6]])
+    middles = core_means(dark, (-1, -1), ground, (0, 0), links, places, positions, 0.5)
     # beyond the outermost centres the ground goes on as it is; a row is 2 more, a column 1
-    np.testing.assert_allclose(middles[:2], [[0.5, 0], [0.5, 1.5 * 2 + (1.5 + 2.5) / 2]])
+    # of a core of 0.5 px, a pixel 0.25 px from its middle counts 0.75, and one 0.75 px from it 0.25
+    np.testing.assert_allclose(middles[:2], [[0.5, 0], [0.5 + 0.1, 1.5 * 2 + 1.5 + 0.25]])
     assert np.isnan(middles[2]).all()
 
 

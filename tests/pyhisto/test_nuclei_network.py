@@ -75,6 +75,29 @@ def test_touching_nuclei_stay_apart(second: bool) -> None:
         assert (labels == number).sum() == pytest.approx(np.pi * 7**2, rel=0.15)
 
 
+def test_the_least_change_of_a_probability_does_not_move_outlines() -> None:
+    # two nuclei of equal stain whose probabilities merge in a plateau, with a knoll in it that belongs to neither
+    rows, columns = np.indices(SHAPE)
+    probability = np.zeros((5, *SHAPE), dtype=np.float32)
+    probability[1] = 0.2
+    for y, height, width in ((36, 0.4, 3), (60, 0.4, 3), (48, 0.05, 2)):
+        probability[1] += height * np.exp(-((columns - 40) ** 2 + (rows - y) ** 2) / (2 * width**2))
+    darkness = np.where(np.hypot(columns - 40, (rows - 48) / 2.2) <= 9, 1.2, 0.1).astype(np.float32)
+    rng = np.random.default_rng(0)
+    expected, _ = label_nuclei(probability, darkness, MPP, NUMBERS)
+    assert expected.max() == 2
+    most = 0.0
+    for _ in range(20):
+        noise = ndi.gaussian_filter(rng.standard_normal(SHAPE), 2).astype(np.float32)
+        probability[3] = 0.002 * (noise - noise.min()) / (noise.max() - noise.min())
+        found, _ = label_nuclei(probability, darkness, MPP, NUMBERS)
+        for label in (1, 2):
+            one, other = found == label, expected == label
+            apart = ndi.distance_transform_edt(~other)[one].max(), ndi.distance_transform_edt(~one)[other].max()
+            most = max(most, *apart)
+    assert most <= 1
+
+
 def test_a_spot_without_stain_keeps_its_core_only() -> None:
     probability, darkness = maps([(40, 40, 7, False)])
     labels, _ = label_nuclei(probability, np.full_like(darkness, 0.1), MPP, NUMBERS)
