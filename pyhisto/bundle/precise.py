@@ -15,9 +15,9 @@ from pyhisto.bundle.strips import StripUNet
 
 __all__ = ["reduce_precision"]
 
-STAGES, CHANNELS = 3, 128
-"""How many decoder stages of U-Nets are computed in float32, the last ones, beside the head; but none before one whose
-convolutions see more channels: those are faster in 16 bits."""
+CHANNELS = 128
+"""The last decoder stages of U-Nets are computed in float32 as far as none of their convolutions sees more channels:
+with more, 16 bits are faster."""
 
 
 def reduce_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -33,7 +33,7 @@ def reduce_precision(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     for unet in list(network.modules()):
         if isinstance(unet, FlexibleUNet | StripUNet):
             blocks = unet.decoder.blocks
-            for number in reversed(range(max(0, len(blocks) - STAGES), len(blocks))):
+            for number in reversed(range(len(blocks))):
                 if not _is_narrow(blocks[number]):
                     break
                 blocks[number] = _precise(blocks[number])

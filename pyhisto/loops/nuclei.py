@@ -227,17 +227,17 @@ def stained_part(
     places: Places,
     dark: FloatImage,
     offset: tuple[int, int],
-    edge: Table,
-    positions: Table,
+    nuclei: Table,
     reach: float,
     out: Labels,
 ) -> None:
     """Write the labels of those of some places that are in a core or darker than the edge of theirs, 0 elsewhere.
 
-    Each no farther than `reach` px from the position of its label. The links, see :mod:`pyhisto.loops.basins`, have
-    their corner at `offset`, (row, column), of the darkness and the positions.
+    `nuclei` has row, column and darkness of the edge of each label, float64 (n, 3); none has pixels farther from there
+    than `reach` px. The links, see :mod:`pyhisto.loops.basins`, have their corner at `offset`, (row, column), of the
+    darkness and the nuclei.
     """
-    wide, n, square = links.shape[1], len(edge), reach * reach
+    wide, n, square = links.shape[1], len(nuclei), reach * reach
     out[:] = 0
     own, inner, mine = links.ravel(), core.ravel(), out.ravel()
     y, begin = offset[0], 0
@@ -246,9 +246,9 @@ def stained_part(
             y, begin = y + 1, begin + wide
         label, x = -2 - own[p], p - begin + offset[1]
         if label < n:  # else no label reaches it
-            down, along = y - positions[label, 0], x - positions[label, 1]
+            down, along = y - nuclei[label, 0], x - nuclei[label, 1]
             near = down * down + along * along <= square
-            mine[p] = label + 1 if near & (inner[p] | (dark[y, x] > edge[label])) else 0
+            mine[p] = label + 1 if near & (inner[p] | (dark[y, x] > nuclei[label, 2])) else 0
 
 
 @compiled

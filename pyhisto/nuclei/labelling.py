@@ -182,7 +182,8 @@ def label_peaks(
     places = loops.chosen(core, within, smooth, offset, float(np.nanmin(edge, initial=np.inf)), room)
     claim(links, places, compact, offset, _LEVELS, more)
     labels = scratch.array("labels", bordered, np.int32)
-    loops.stained_part(links, core, places, smooth, offset, edge, positions, reach, labels)
+    nuclei = np.column_stack((positions, edge))
+    loops.stained_part(links, core, places, smooth, offset, nuclei, reach, labels)
     loops.open_labels(labels, core, scratch.array("inner", bordered, np.bool_))
     loops.make_whole(labels, core, n)
     return labels[_INNER]
@@ -191,8 +192,8 @@ def label_peaks(
 def _ground(smooth: FloatImage, beyond: npt.NDArray[np.uint8], start: tuple[int, int]) -> FloatImage:
     """Return the blurred darkness of what is near no nucleus, float32, a value a block; 0 far from all of that.
 
-    Pixels count by how much of them is `beyond` the reach of nuclei, from 0 to 255. The darkness is averaged over blocks before it is blurred; the first one begins `start`, (row, column), px above and left of
-    the image.
+    Pixels count by how much of them is `beyond` the reach of nuclei, from 0 to 255. The darkness is averaged over
+    blocks before it is blurred; the first one begins `start`, (row, column), px above and left of the image.
     """
     sums = block_sums(smooth, beyond, start)
     weights = _gaussian(_GROUND_SIGMA_PX / BLOCK_PX, _GROUND_REACH)

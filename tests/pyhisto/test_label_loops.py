@@ -115,11 +115,11 @@ def test_a_label_is_where_its_core_or_stain_is_and_no_farther_than_it_may_be() -
     core = np.zeros(links.shape, dtype=bool)
     core[1, 4] = True
     places, found = np.arange(11 + 1, 11 + 10, dtype=np.int32), np.empty_like(links)
-    edge, positions = np.array([0.3]), np.array([[0, 1.0]])
-    stained_part(links, core, places, dark, (-1, -1), edge, positions, 4.0, found)
+    nuclei = np.array([[0, 1.0, 0.3]])
+    stained_part(links, core, places, dark, (-1, -1), nuclei, 4.0, found)
     assert found.tolist() == [[0] * 11, [0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0], [0] * 11]
     core[1, 4] = False  # pale
-    stained_part(links, core, places, dark, (-1, -1), edge, positions, 4.0, found)
+    stained_part(links, core, places, dark, (-1, -1), nuclei, 4.0, found)
     assert found[1].tolist() == [0, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0]
 
 
@@ -145,7 +145,9 @@ def test_blocks_keep_to_the_frame_of_the_slide() -> None:
     weight[1, 5] = 51  # a fifth
     # blocks of 4 x 4 begin 3 px above and 1 px left of the image: rows 0, 1 to 4; columns 0 to 2, 3 to 5
     total, count = block_sums(image, weight, (3, 1))
-    np.testing.assert_allclose(total, [[1 + 2, 3 + 4 + 5], [3 * (12 + 13 + 14), 3 * (15 + 16 + 17) - 0.8 * 11]], rtol=1e-6)
+    np.testing.assert_allclose(
+        total, [[1 + 2, 3 + 4 + 5], [3 * (12 + 13 + 14), 3 * (15 + 16 + 17) - 0.8 * 11]], rtol=1e-6
+    )
     np.testing.assert_allclose(count, [[2, 3], [9, 9 - 0.8]], rtol=1e-6)
 
 
