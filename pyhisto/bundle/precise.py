@@ -15,7 +15,7 @@ from pyhisto.bundle.strips import StripUNet
 
 __all__ = ["reduce_precision"]
 
-CHANNELS = 128
+CHANNELS = 64
 """The last decoder stages of U-Nets are computed in float32 as far as none of their convolutions sees more channels:
 with more, 16 bits are faster."""
 
