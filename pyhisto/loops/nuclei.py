@@ -139,7 +139,7 @@ def disks(positions: Table, radius: float, out: Mask) -> None:
     for i in range(len(positions)):
         y, x = positions[i]
         for row in range(max(0, math.ceil(y - radius)), min(height, math.floor(y + radius) + 1)):
-            along, line = math.sqrt(radius * radius - (row - y) * (row - y)), out[row]
+            along, line = math.sqrt(max(0.0, radius * radius - (row - y) * (row - y))), out[row]
             line[max(0, math.ceil(x - along)) : max(0, min(width, math.floor(x + along) + 1))] = True
 
 
@@ -177,7 +177,7 @@ def compacted(
         y, x = positions[i]
         for row in range(max(0, math.ceil(y - reach)), min(height, math.floor(y + reach) + 1)):
             square, line = (row - y) * (row - y), out[row]
-            along = math.sqrt(reach * reach - square)
+            along = math.sqrt(max(0.0, reach * reach - square))
             for column in range(max(0, math.ceil(x - along)), min(width, math.floor(x + along) + 1)):
                 distance = np.float32(square + (column - x) * (column - x))
                 line[column] = distance if distance < line[column] else line[column]
