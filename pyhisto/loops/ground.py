@@ -14,7 +14,6 @@ __all__ = ["BLOCK_PX", "block_sums", "core_means"]
 
 FloatImage: TypeAlias = npt.NDArray[np.float32]
 Links: TypeAlias = npt.NDArray[np.int32]
-Mask: TypeAlias = npt.NDArray[np.bool_]
 Places: TypeAlias = npt.NDArray[np.int32]
 """Pixels as indices of the flat image, in raster order."""
 
