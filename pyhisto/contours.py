@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from pyhisto.loops import outlines, shapes
+from pyhisto.loops import outlines, shapes, tracing
 
-__all__ = ["Contours", "select_contours", "simplify_contours", "smooth_contours", "smooth_labels", "trace_labels"]
+__all__ = ["Contours", "round_contours", "select_contours", "simplify_contours", "smooth_contours", "trace_labels"]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.intp]
@@ -111,7 +111,8 @@ def trace_labels(labels: npt.NDArray[np.integer[Any]], n: int | None = None) -> 
         at the first corner after the right end of the region's topmost row.
     """
     n = int(labels.max(initial=0)) if n is None else n
-    return Contours(*outlines.trace(np.ascontiguousarray(labels, dtype=np.int32), n))
+    number = np.uint16 if labels.dtype == np.uint16 else np.int32
+    return Contours(*tracing.trace(np.ascontiguousarray(labels, dtype=number), n))
 
 
 def smooth_contours(contours: Contours) -> Contours:
@@ -123,18 +124,13 @@ def smooth_contours(contours: Contours) -> Contours:
     return Contours(*outlines.smooth(contours.xy, contours.offsets))
 
 
-def smooth_labels(labels: npt.NDArray[np.integer[Any]], n: int) -> tuple[Contours, FloatArray]:
-    """Trace labels 1 to n as :func:`trace_labels` does and smooth them as :func:`smooth_contours` does.
+def round_contours(contours: Contours) -> Contours:
+    """Round off outlines whose points lie at any distance, so that the least change of them stays one.
 
-    Returns
-    -------
-    tuple
-        n outlines, each relative to the point where the traced one starts, so that no digit depends on where it lies;
-        and those points, float64 (n, 2), 0 for a label that does not occur.
+    Points are set at equal distances of at most 1 px along each outline and averaged twice with their two neighbours,
+    by the weights 1, 2 and 1. Coordinates are multiples of 1 / 64 px.
     """
-    number = np.uint16 if labels.dtype == np.uint16 else np.int32
-    xy, offsets, first = outlines.trace_smoothly(np.ascontiguousarray(labels, dtype=number), n)
-    return Contours(xy, offsets), first
+    return Contours(*outlines.rounded(contours.xy, contours.offsets))
 
 
 def simplify_contours(contours: Contours, altitude: float) -> Contours:

@@ -24,6 +24,7 @@ import scipy.ndimage as ndi
 from pyhisto.contours import Contours
 from pyhisto.inference import Frame, PredictedWindow
 from pyhisto.nuclei import network
+from pyhisto.nuclei.borders import Outlines
 from pyhisto.nuclei.network import CellFinder
 from pyhisto.stain import H_DAB
 
@@ -40,7 +41,7 @@ STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "peaks": ((network, "nucleus_probability"), (network, "find_peaks")),
     "nuclei": ((network, "edge_darkness"), (network, "label_peaks")),
     "growth": ((network, "expand_cells"),),
-    "outlines": ((network, "smooth_labels"), (network, "simplify_contours")),
+    "outlines": ((network, "nucleus_outlines"), (network, "cell_outlines"), (Outlines, "placed")),
     "measurements": ((network, "cell_measurements"),),
     "classes": ((network.loops, "votes"),),
     "polygons": ((Contours, "polygons"),),

@@ -1,16 +1,16 @@
-"""The loops behind :mod:`pyhisto.contours`, outline by outline."""
+"""The loops that smooth, simplify and place outlines, one by one; see :mod:`pyhisto.contours`."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pyhisto.loops.compiled import compiled
 
-__all__ = ["closed", "placed", "simplify", "smooth", "trace", "trace_smoothly"]
+__all__ = ["closed", "placed", "rounded", "simplify", "smooth"]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -20,255 +20,12 @@ _SLACK = 1e-9
 _INSIDE = 1 - 1e-6
 """Of the square of a radius: what is certainly inside a circle."""
 _NEVER = math.inf
+_GRID = 64
+"""Steps of a pixel to which outlines are rounded, so that no rounding error says which points stay."""
+_BLOCK = 16
+"""Points of an outline that are looked at together for the one that matters least."""
 _MORE = 40
 """How many more points smoothing can set than there were."""
-
-
-@compiled
-def trace(labels: npt.NDArray[Any], n: int) -> tuple[FloatArray, IntArray]:
-    """Trace labels 1 to n; see :func:`pyhisto.contours.trace_labels`."""
-    runs, offsets = _runs(labels, n)
-    mask, corners = _room_for_largest(runs, offsets)
-    out = np.empty((4 * len(runs), 2))
-    ends = np.zeros(n + 1, dtype=np.int64)
-    end = 0
-    for k in range(n):
-        loop = _outline(runs[offsets[k] : offsets[k + 1]], mask, corners)
-        out = _with_room(out, end, len(loop))
-        _write_from(_wand_start(loop), loop, 0, 0, out[end:])
-        end += len(loop)
-        ends[k + 1] = end
-    return out[:end], ends
-
-
-@compiled
-def trace_smoothly(labels: npt.NDArray[Any], n: int) -> tuple[FloatArray, IntArray, FloatArray]:
-    """Trace labels 1 to n and round them off, each relative to its first point, which is returned as well."""
-    runs, offsets = _runs(labels, n)
-    mask, corners = _room_for_largest(runs, offsets)
-    ring, mean = np.empty((len(corners), 2)), np.empty((len(corners) // 2 + 1, 2))
-    out, first = np.empty((4 * len(runs), 2)), np.zeros((n, 2))
-    ends = np.zeros(n + 1, dtype=np.int64)
-    end = 0
-    for k in range(n):
-        loop = _outline(runs[offsets[k] : offsets[k + 1]], mask, corners)
-        if len(loop) > 0:
-            start = _wand_start(loop)
-            left, top = loop[start, 0], loop[start, 1]
-            first[k, 0], first[k, 1] = left, top
-            _write_from(start, loop, left, top, ring)
-            out = _with_room(out, end, len(loop) + _MORE)
-            end = _round_off(ring[: len(loop)], mean, out, end)
-        ends[k + 1] = end
-    return out[:end], ends, first
-
-
-@compiled
-def _runs(labels: npt.NDArray[Any], n: int) -> tuple[npt.NDArray[np.int32], IntArray]:
-    """Return the runs of labels 1 to n along the rows: row, first column, column after the last, int32 (N, 3).
-
-    Those of label k stand from offsets[k - 1] to offsets[k], row by row.
-    """
-    found, offsets = _runs_by_row(labels, n)
-    for k in range(n):
-        offsets[k + 2] += offsets[k + 1]
-    runs = np.empty((len(found), 3), dtype=np.int32)
-    for i in range(len(found)):
-        at = offsets[found[i, 0]]
-        runs[at, 0], runs[at, 1], runs[at, 2] = found[i, 1], found[i, 2], found[i, 3]
-        offsets[found[i, 0]] += 1
-    return runs, offsets[: n + 1]
-
-
-@compiled
-def _runs_by_row(labels: npt.NDArray[Any], n: int) -> tuple[npt.NDArray[np.int32], IntArray]:
-    """Return label, row, first column and column after the last of runs, int32 (N, 4), and how many each label has.
-
-    The number of label k stands at k + 1.
-    """
-    height, width = labels.shape
-    found, count = np.empty((4 * width + 8 * height, 4), dtype=np.int32), 0
-    several = np.zeros(n + 2, dtype=np.int64)
-    changes, ends = np.empty(width, dtype=np.uint8), np.empty(width, dtype=np.int32)
-    for y in range(height if width else 0):
-        row = labels[y]
-        for x in range(1, width):
-            changes[x] = row[x] != row[x - 1]
-        last = 0
-        for x in range(1, width):
-            ends[last] = x
-            last += changes[x]
-        ends[last] = width
-        if count + width > len(found):
-            larger = np.empty((2 * (count + width), 4), dtype=np.int32)
-            larger[:count] = found[:count]
-            found = larger
-        begin = 0
-        for end in ends[: last + 1]:
-            label = row[begin]
-            if 0 < label <= n:
-                found[count, 0], found[count, 1], found[count, 2], found[count, 3] = label, y, begin, end
-                several[label + 1] += 1
-                count += 1
-            begin = end
-    return found[:count], several
-
-
-@compiled
-def _box(runs: npt.NDArray[np.int32]) -> tuple[int, int, int, int]:
-    """Return the first row and column of runs and those after the last."""
-    if len(runs) == 0:
-        return 0, 0, 0, 0
-    left, right = runs[0, 1], runs[0, 2]
-    for i in range(1, len(runs)):
-        left, right = min(left, runs[i, 1]), max(right, runs[i, 2])
-    return runs[0, 0], left, runs[-1, 0] + 1, right
-
-
-@compiled
-def _room_for_largest(
-    runs: npt.NDArray[np.int32], offsets: IntArray
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """Return room for the mask of any of the labels, and for the corners of all outlines in it."""
-    pixels = sides = 0
-    for k in range(len(offsets) - 1):
-        top, left, bottom, right = _box(runs[offsets[k] : offsets[k + 1]])
-        height, width = bottom - top, right - left
-        pixels = max(pixels, (height + 2) * (width + 2))
-        sides = max(sides, 2 * height * width + height + width)
-    return np.empty(pixels, dtype=np.uint8), np.empty((sides, 2), dtype=np.int32)
-
-
-@compiled
-def _with_room(out: FloatArray, end: int, more: int) -> FloatArray:
-    """Return an array that holds what stands in `out` up to `end`, with room for more points."""
-    if end + more <= len(out):
-        return out
-    larger = np.empty((2 * (end + more), 2))
-    larger[:end] = out[:end]
-    return larger
-
-
-@compiled
-def _outline(
-    runs: npt.NDArray[np.int32], mask: npt.NDArray[np.uint8], corners: npt.NDArray[np.int32]
-) -> npt.NDArray[np.int32]:
-    """Return the corners of the longest loop around the pixels of some runs, int32 (N, 2), clockwise."""
-    if _one_a_row(runs):
-        return corners[: _around(runs, corners)]
-    top, left, bottom, right = _box(runs)
-    width = right - left + 2
-    size = (bottom - top + 2) * width
-    mask[:size] = 0
-    for i in range(len(runs)):
-        at = (runs[i, 0] - top + 1) * width + 1 - left
-        mask[at + runs[i, 1] : at + runs[i, 2]] = 1
-    begin, longest, end = 0, 0, 0
-    for pixel in range(width, size):
-        if mask[pixel] == 1 and mask[pixel - width] == 0:  # an upper side that was not walked
-            stop = _walk(mask, width, pixel, left - 1, top - 1, corners, end)
-            if stop - end > longest:
-                begin, longest = end, stop - end
-            end = stop
-    return corners[begin : begin + longest]
-
-
-@compiled
-def _one_a_row(runs: npt.NDArray[np.int32]) -> bool:
-    """Return whether there is one run in each row, and each touches the next: most regions are like this."""
-    for i in range(1, len(runs)):
-        if runs[i, 0] != runs[i - 1, 0] + 1 or runs[i, 1] >= runs[i - 1, 2] or runs[i, 2] <= runs[i - 1, 1]:
-            return False
-    return len(runs) > 0
-
-
-@compiled
-def _around(runs: npt.NDArray[np.int32], corners: npt.NDArray[np.int32]) -> int:
-    """Write the corners of a region with one run in each row, clockwise; return their number."""
-    last = len(runs) - 1
-    end = _across(runs[0, 0], runs[0, 1], runs[0, 2], corners, 0)
-    for i in range(last + 1):
-        corners[end, 0], corners[end, 1] = runs[i, 2], runs[i, 0]
-        end = _across(runs[i, 0] + 1, runs[i, 2], runs[i + 1, 2] if i < last else runs[i, 1], corners, end + 1)
-    for i in range(last, -1, -1):
-        corners[end, 0], corners[end, 1] = runs[i, 1], runs[i, 0] + 1
-        end = _across(runs[i, 0], runs[i, 1], runs[i - 1, 1] if i > 0 else runs[i, 1], corners, end + 1)
-    return end
-
-
-@compiled
-def _across(y: int, begin: int, stop: int, corners: npt.NDArray[np.int32], end: int) -> int:
-    """Write the corners from one column to another but the last; return where the writing ended."""
-    step = 1 if begin < stop else -1
-    while begin != stop:
-        corners[end, 0], corners[end, 1] = begin, y
-        begin += step
-        end += 1
-    return end
-
-
-@compiled
-def _walk(
-    mask: npt.NDArray[np.uint8],
-    width: int,
-    start: int,
-    left: int,
-    top: int,
-    corners: npt.NDArray[np.int32],
-    end: int,
-) -> int:
-    """Walk clockwise around a region from the upper side of a pixel; write the first corner of each side.
-
-    What was walked of the upper sides is marked in the mask. Returns where the writing ended.
-    """
-    pixel, side = start, 0
-    x, y = left + start % width, top + start // width
-    along, down = 1, 0  # the direction of the side: right, down, left, up
-    ahead, outwards = 1, -width  # steps in the image along the side, and to what lies beyond it
-    while True:
-        corners[end, 0], corners[end, 1] = x, y
-        end += 1
-        mask[pixel] |= (side == 0) << 1
-        x += along
-        y += down
-        front = pixel + ahead
-        diagonal = front + outwards
-        # both are read before it is known which one counts: which way it turns cannot be guessed
-        outside = mask[front] == 0
-        straight = mask[diagonal] == 0
-        pixel = pixel if outside else (front if straight else diagonal)
-        if outside:
-            side, along, down, ahead, outwards = side + 1, -down, along, -outwards, ahead
-        elif not straight:
-            side, along, down, ahead, outwards = side - 1, down, -along, outwards, -ahead
-        side &= 3
-        if pixel == start and side == 0:
-            return end
-
-
-@compiled
-def _write_from(start: int, loop: npt.NDArray[np.int32], left: int, top: int, out: FloatArray) -> None:
-    """Write the corners of a loop, from one of them on, relative to a point."""
-    count = len(loop)
-    for i in range(start, count):
-        out[i - start, 0], out[i - start, 1] = loop[i, 0] - left, loop[i, 1] - top
-    for i in range(start):
-        out[i + count - start, 0], out[i + count - start, 1] = loop[i, 0] - left, loop[i, 1] - top
-
-
-@compiled
-def _wand_start(loop: npt.NDArray[np.int32]) -> int:
-    """Return where ImageJ's wand starts a loop: at the first corner after its first downward side."""
-    count = len(loop)
-    down = False
-    for i in range(count):
-        after = i + 1 if i + 1 < count else 0
-        before = i - 1 if i > 0 else count - 1
-        along = loop[after, 0] - loop[i, 0]
-        if down and along != loop[i, 0] - loop[before, 0]:
-            return i
-        down = down or loop[after, 1] > loop[i, 1]
-    return 0
 
 
 @compiled
@@ -300,6 +57,75 @@ def _round_off(ring: FloatArray, mean: FloatArray, out: FloatArray, end: int) ->
     """Write the smoothed points of a ring; `mean` is room for half of its points and one."""
     points = _every_second_mean(ring, mean)
     return _equal_chords(mean[:points], min(2.0, points * 0.1), out, end)
+
+
+@compiled
+def rounded(xy: FloatArray, offsets: IntArray) -> tuple[FloatArray, IntArray]:
+    """Round off outlines of any points; see :func:`pyhisto.contours.round_contours`."""
+    n = len(offsets) - 1
+    way, ends = np.empty(len(xy)), np.zeros(n + 1, dtype=np.int64)
+    for k in range(n):
+        length = _ways(xy[offsets[k] : offsets[k + 1]], way[offsets[k] : offsets[k + 1]])
+        ends[k + 1] = ends[k] + math.ceil(length)
+    out = np.empty((ends[n], 2))
+    for k in range(n):
+        ring = out[ends[k] : ends[k + 1]]
+        _spread(xy[offsets[k] : offsets[k + 1]], way[offsets[k] : offsets[k + 1]], ring)
+        _average(ring)
+        _average(ring)
+        for i in range(len(ring)):
+            ring[i, 0], ring[i, 1] = round(ring[i, 0] * _GRID) / _GRID, round(ring[i, 1] * _GRID) / _GRID
+    return out, ends
+
+
+@compiled
+def _ways(ring: FloatArray, way: FloatArray) -> float:
+    """Write how far along a ring the point after each point is; return its length."""
+    count, total = len(ring), 0.0
+    for i in range(count):
+        after = i + 1 if i + 1 < count else 0
+        total += math.sqrt((ring[after, 0] - ring[i, 0]) ** 2 + (ring[after, 1] - ring[i, 1]) ** 2)
+        way[i] = total
+    return total
+
+
+@compiled
+def _spread(ring: FloatArray, way: FloatArray, out: FloatArray) -> None:
+    """Write points at equal distances along a ring, the first one where its own first one is."""
+    count = len(ring)
+    step = way[-1] / len(out) if len(out) > 0 else 0.0
+    segment, begin = 0, 0.0
+    for i in range(len(out)):
+        place = i * step
+        while way[segment] < place and segment < count - 1:
+            begin = way[segment]
+            segment += 1
+        after = segment + 1 if segment + 1 < count else 0
+        t = (place - begin) / max(way[segment] - begin, _DEGENERATE)
+        for axis in range(2):
+            out[i, axis] = ring[segment, axis] + t * (ring[after, axis] - ring[segment, axis])
+
+
+@compiled
+def _average(ring: FloatArray) -> None:
+    """Replace the points of a ring by means of themselves, twice, and their neighbours."""
+    for axis in range(2):
+        first, before = ring[0, axis], ring[-1, axis]
+        for i in range(len(ring)):
+            own = ring[i, axis]
+            after = ring[i + 1, axis] if i + 1 < len(ring) else first
+            ring[i, axis] = (before + 2 * own + after) / 4
+            before = own
+
+
+@compiled
+def _length(ring: FloatArray) -> float:
+    """Return the length of a ring."""
+    total = 0.0
+    for i in range(len(ring)):
+        after = i + 1 if i + 1 < len(ring) else 0
+        total += math.sqrt((ring[after, 0] - ring[i, 0]) ** 2 + (ring[after, 1] - ring[i, 1]) ** 2)
+    return total
 
 
 @compiled
@@ -367,13 +193,13 @@ def simplify(xy: FloatArray, offsets: IntArray, altitude: float) -> tuple[FloatA
     n = len(offsets) - 1
     out = np.empty_like(xy)
     ends = np.zeros(n + 1, dtype=np.int64)
-    longest = _longest(offsets)
-    area, height = np.empty(longest), np.empty(longest)
+    longest = (_longest(offsets) + _BLOCK - 1) // _BLOCK * _BLOCK
+    area, lowest = np.empty(longest), np.empty(longest // _BLOCK, dtype=np.int64)
     before, after = np.empty(longest, dtype=np.int64), np.empty(longest, dtype=np.int64)
     end = 0
     for k in range(n):
         ring = xy[offsets[k] : offsets[k + 1]]
-        _drop_points(ring, area, height, before, after, altitude)
+        _drop_points(ring, area, lowest, before, after, altitude)
         for i in range(len(ring)):
             if area[i] < _NEVER:
                 out[end, 0], out[end, 1] = ring[i, 0], ring[i, 1]
@@ -384,38 +210,59 @@ def simplify(xy: FloatArray, offsets: IntArray, altitude: float) -> tuple[FloatA
 
 @compiled
 def _drop_points(
-    ring: FloatArray, area: FloatArray, height: FloatArray, before: IntArray, after: IntArray, altitude: float
+    ring: FloatArray, area: FloatArray, lowest: IntArray, before: IntArray, after: IntArray, altitude: float
 ) -> None:
-    """Make the area of the points of a ring that do not matter infinite."""
+    """Make the area of the points of a ring that do not matter infinite; `lowest` is room for that of each block."""
     count = left = len(ring)
     least = max(left // 100, 3)
     for i in range(count):
         before[i] = i - 1 if i > 0 else count - 1
         after[i] = i + 1 if i + 1 < count else 0
     for i in range(count):
-        area[i], height[i] = _triangle(ring[before[i]], ring[i], ring[after[i]])
+        area[i] = _triangle(ring, before[i], i, after[i])
+    blocks = (count + _BLOCK - 1) // _BLOCK
+    area[count : blocks * _BLOCK] = _NEVER
+    order = area.view(np.int64)  # numbers that are not negative have the order of their bits
+    for block in range(blocks):
+        lowest[block] = _least(order[block * _BLOCK : (block + 1) * _BLOCK])
     while left > least:
-        point, smallest = 0, area[0]
-        for i in range(1, count):
-            if area[i] < smallest:
-                point, smallest = i, area[i]
-        if height[point] > altitude:
+        begin = _first(lowest[:blocks], _least(lowest[:blocks])) * _BLOCK
+        point = begin + _first(order[begin : begin + _BLOCK], lowest[begin // _BLOCK])
+        i, j = before[point], after[point]
+        dx, dy = ring[j, 0] - ring[i, 0], ring[j, 1] - ring[i, 1]
+        if 2 * area[point] > altitude * math.sqrt(dx * dx + dy * dy):
             break
         left -= 1
         area[point] = _NEVER
-        i, j = before[point], after[point]
         after[i], before[j] = j, i
-        area[i], height[i] = _triangle(ring[before[i]], ring[i], ring[j])
-        area[j], height[j] = _triangle(ring[i], ring[j], ring[after[j]])
+        area[i], area[j] = _triangle(ring, before[i], i, j), _triangle(ring, i, j, after[j])
+        for block in (point // _BLOCK, i // _BLOCK, j // _BLOCK):
+            lowest[block] = _least(order[block * _BLOCK : (block + 1) * _BLOCK])
 
 
 @compiled
-def _triangle(p: FloatArray, q: FloatArray, r: FloatArray) -> tuple[float, float]:
-    """Return area and height over p - r of a triangle."""
-    dx, dy = r[0] - p[0], r[1] - p[1]
-    area = abs((q[0] - p[0]) * dy - dx * (q[1] - p[1])) / 2
-    base = math.sqrt(dx * dx + dy * dy)
-    return area, 2 * area / base if base > 0 else 0.0
+def _least(values: IntArray) -> int:
+    """Return the least of some values."""
+    least = values[0]
+    for i in range(len(values)):
+        least = min(least, values[i])
+    return int(least)
+
+
+@compiled
+def _first(values: IntArray, value: int) -> int:
+    """Return which of some values is the first that equals one of them."""
+    i = 0
+    while values[i] != value:
+        i += 1
+    return i
+
+
+@compiled
+def _triangle(ring: FloatArray, i: int, j: int, k: int) -> float:
+    """Return the area of the triangle of three points."""
+    dx, dy = ring[k, 0] - ring[i, 0], ring[k, 1] - ring[i, 1]
+    return float(abs((ring[j, 0] - ring[i, 0]) * dy - dx * (ring[j, 1] - ring[i, 1]))) / 2
 
 
 @compiled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +17,15 @@ from pyhisto.loops.regions import marked
 from pyhisto.loops.scratch import Scratch
 from pyhisto.stain import StainVectors, od_tables
 
-__all__ = ["edge_darkness", "find_peaks", "influence_px", "label_nuclei", "label_peaks", "nucleus_probability"]
+__all__ = [
+    "Nuclei",
+    "edge_darkness",
+    "find_peaks",
+    "influence_px",
+    "label_nuclei",
+    "label_peaks",
+    "nucleus_probability",
+]
 
 FloatImage: TypeAlias = npt.NDArray[np.float32]
 Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -42,6 +51,34 @@ _PIXEL = math.sqrt(0.5)
 
 _INNER = (slice(1, -1), slice(1, -1))
 """An image without its border."""
+
+
+@dataclass(frozen=True)
+class Nuclei:
+    """Labelled nuclei, and what says where between two pixels each of them ends.
+
+    Attributes
+    ----------
+    labels
+        int32 (H, W), 1 to n.
+    corner
+        (row, column) of the labels in the other images.
+    darkness
+        See :func:`edge_darkness`; a nucleus ends where it falls to that of the edge.
+    compact
+        float32; where it is least, touching nuclei meet.
+    peaks
+        Row and column between pixels, and darkness of the edge, float64 (n, 3).
+    radii
+        How far a nucleus reaches at least and at most from its peak, px.
+    """
+
+    labels: npt.NDArray[Any]
+    corner: tuple[int, int]
+    darkness: FloatImage
+    compact: FloatImage
+    peaks: npt.NDArray[np.float64]
+    radii: tuple[float, float]
 
 
 def label_nuclei(
@@ -86,7 +123,7 @@ def label_nuclei(
     peaks = find_peaks(nucleus, pixel_size_um, postprocessing, mask)
     smooth = np.empty_like(nucleus)
     blur(np.ascontiguousarray(darkness), _gaussian(_EDGE_SIGMA_PX, _BLUR_REACH), smooth)
-    labels = np.ascontiguousarray(label_peaks(nucleus, peaks, smooth, pixel_size_um, postprocessing))
+    labels = np.ascontiguousarray(label_peaks(nucleus, peaks, smooth, pixel_size_um, postprocessing).labels)
     return labels, loops.votes(probability, labels, len(peaks))
 
 
@@ -128,7 +165,7 @@ def label_peaks(
     corner: tuple[int, int] = (0, 0),
     part: tuple[slice, slice] = (slice(None), slice(None)),
     scratch: Scratch | None = None,
-) -> npt.NDArray[np.int32]:
+) -> Nuclei:
     """Give each peak its nucleus; see :func:`label_nuclei`.
 
     Parameters
@@ -148,8 +185,8 @@ def label_peaks(
 
     Returns
     -------
-    numpy.ndarray
-        int32, shape of `part`; peak i has the label i + 1.
+    Nuclei
+        Peak i has the label i + 1.
     """
     scratch = scratch or Scratch()
     shape, n = nucleus.shape, len(peaks)
@@ -186,7 +223,7 @@ def label_peaks(
     loops.stained_part(links, core, places, smooth, offset, nuclei, reach, labels)
     loops.open_labels(labels, core, scratch.array("inner", bordered, np.bool_))
     loops.make_whole(labels, core, n)
-    return labels[_INNER]
+    return Nuclei(labels[_INNER], (top, left), smooth, compact, nuclei, (radius, reach))
 
 
 def _ground(smooth: FloatImage, beyond: npt.NDArray[np.uint8], start: tuple[int, int]) -> FloatImage:

@@ -16,15 +16,16 @@ import pandas as pd
 import shapely
 
 from pyhisto.bundle.files import Bundle
-from pyhisto.contours import Contours, simplify_contours, smooth_labels
 from pyhisto.errors import ConfigError
-from pyhisto.inference import PLAIN, Frame, InferenceSettings, Lens, PredictedWindow, WindowObserver, stream_windows
+from pyhisto.inference import PLAIN, InferenceSettings, Lens, PredictedWindow, WindowObserver, stream_windows
 from pyhisto.inference.stream import Progress
 from pyhisto.loops import nuclei as loops
 from pyhisto.loops import regions
 from pyhisto.loops.scratch import Scratch
 from pyhisto.measurements import Colours, cell_measurements, expand_cells
+from pyhisto.nuclei.borders import cell_outlines, nucleus_outlines
 from pyhisto.nuclei.labelling import (
+    Nuclei,
     edge_darkness,
     find_peaks,
     influence_px,
@@ -165,8 +166,9 @@ class CellFinder:
 
     @property
     def _grown(self) -> int:
-        """How far around its own part the cells of a window can reach, and nuclei beside them, px."""
-        return self._extent + math.ceil(self.expansion_px) + 4
+        """How far around its own part the cells of a window can reach, and the whole of the nuclei beside them, px."""
+        reach = float(self.postprocessing["reach_um"]) / self.pixel_size_um
+        return self._extent + math.ceil(self.expansion_px) + math.ceil(2 * reach) + 4
 
     @property
     def margin(self) -> int:
@@ -185,7 +187,7 @@ class CellFinder:
             return
         outlined = _around((rows, columns), self._outlined, nucleus.shape)
         part = _around((rows, columns), self._grown, nucleus.shape)
-        labels = label_peaks(
+        found = label_peaks(
             nucleus,
             peaks,
             edge_darkness(window.rgb, self.stains, scratch=self._scratch),
@@ -195,17 +197,13 @@ class CellFinder:
             part=outlined,
             scratch=self._scratch,
         )
-        inner = tuple(
-            slice(along.start - around.start, along.stop - around.start)
-            for along, around in zip(part, outlined, strict=True)
-        )
-        self._found.append(self._measured(window, part, labels[inner], own))
+        self._found.append(self._measured(window, part, found, own))
 
-    def _measured(
-        self, window: PredictedWindow, part: Place, labels: npt.NDArray[np.int32], own: npt.NDArray[np.bool_]
-    ) -> _Found:
+    def _measured(self, window: PredictedWindow, part: Place, found: Nuclei, own: npt.NDArray[np.bool_]) -> _Found:
         """Return the cells of a part of a window; only those whose label is its own."""
         frame = window.frame
+        top, left = found.corner
+        labels = found.labels[part[0].start - top : part[0].stop - top, part[1].start - left : part[1].stop - left]
         n = int(np.count_nonzero(own))
         # of two bytes where that is enough: less memory to look through
         number = np.zeros(len(own) + 1, dtype=np.uint16 if len(own) < 1 << 16 else np.int32)
@@ -214,8 +212,14 @@ class CellFinder:
         nuclei = self._scratch.array("nuclei", labels.shape, number.dtype)
         regions.renumbered(labels, number, nuclei)  # own ones are 1 to n, and the only ones that are looked at
         cells = None if self.expansion_px <= 0 else expand_cells(nuclei, self.expansion_px, scratch=self._scratch)
-        nucleus = _Outlines(*smooth_labels(nuclei, n))
-        cell = None if cells is None else _Outlines(*smooth_labels(cells, n))
+        every = nucleus_outlines(
+            nuclei,
+            replace(found, peaks=np.concatenate([found.peaks[own], found.peaks[~own]])),
+            (part[0].start, part[1].start),
+        )
+        nucleus, cell = every.first(n), None
+        if cells is not None:
+            cell = cell_outlines(cells, nuclei, every, found.radii[1], self.expansion_px, n)
         corner = (window.read[0] + part[1].start, window.read[1] + part[0].start)
         drawn = nucleus.placed(frame, corner)
         outline = None if cell is None else cell.placed(frame, corner)
@@ -232,8 +236,8 @@ class CellFinder:
         inner = drawn.polygons()
         outer = inner if outline is None else outline.polygons()
         whole = ~shapely.is_missing(inner) & ~shapely.is_missing(outer)
-        found = _Found(inner, outer, np.array(list(table.values())), tuple(table), votes)
-        return found if whole.all() else found.take(whole)
+        cells_found = _Found(inner, outer, np.array(list(table.values())), tuple(table), votes)
+        return cells_found if whole.all() else cells_found.take(whole)
 
     def objects(self, classes: tuple[str | None, ...]) -> gpd.GeoDataFrame:
         """Return all cells as a path-object table; `classes` names them in the order of the model."""
@@ -272,21 +276,6 @@ class _Found:
     def take(self, index: npt.NDArray[np.bool_]) -> _Found:
         """Return some of them."""
         return _Found(self.nucleus[index], self.outline[index], self.table[:, index], self.columns, self.votes[index])
-
-
-@dataclass(frozen=True)
-class _Outlines:
-    """Smoothed outlines of labels, each relative to a corner of a pixel; see :func:`pyhisto.contours.smooth_labels`."""
-
-    smooth: Contours
-    corners: npt.NDArray[np.float64]
-
-    def placed(self, frame: Frame, corner: tuple[int, int]) -> Contours:
-        """Return them simplified, level-0 px, where the label image has its corner (x, y) at a pixel of the frame."""
-        step = np.asarray(frame.downsample)
-        altitude = math.sqrt(sum(frame.downsample) / 2) / 2
-        simple = simplify_contours(self.smooth.scaled(frame.downsample, (0.0, 0.0)), altitude)
-        return simple.moved((self.corners + corner) * step + (frame.left, frame.top))
 
 
 def _within(peaks: npt.NDArray[np.int64], part: Place) -> npt.NDArray[np.bool_]:

@@ -5,10 +5,10 @@ from scipy import ndimage
 
 from pyhisto.contours import (
     Contours,
+    round_contours,
     select_contours,
     simplify_contours,
     smooth_contours,
-    smooth_labels,
     trace_labels,
 )
 
@@ -119,21 +119,28 @@ def test_smoothing_keeps_the_size_and_sets_chords_of_two_pixels() -> None:
     np.testing.assert_allclose(step, 2.0, atol=1e-6)
 
 
-def test_labels_smoothed_at_once_are_the_same_to_the_last_digit_wherever_they_lie() -> None:
-    labels = blobs(3)
-    moved = np.pad(labels, ((1000, 0), (37, 5)))
-    n = int(labels.max()) + 1  # one that does not occur
-    smooth, first = smooth_labels(labels, n)
-    also, there = smooth_labels(moved, n)
-    np.testing.assert_array_equal(smooth.xy, also.xy)
-    np.testing.assert_array_equal(smooth.offsets, also.offsets)
-    np.testing.assert_array_equal(there[:-1] - first[:-1], np.broadcast_to((37, 1000), (n - 1, 2)))
-    assert first[-1].tolist() == [0, 0]
-    traced = trace_labels(labels, n)
-    np.testing.assert_array_equal(first[:-1], traced.xy[traced.offsets[:-2]])
-    expected = smooth_contours(traced)
-    np.testing.assert_array_equal(smooth.offsets, expected.offsets)
-    np.testing.assert_allclose(smooth.xy + np.repeat(first, smooth.counts, axis=0), expected.xy, atol=1e-10)
+def test_a_square_rounded_by_hand() -> None:
+    # two averages with the weights 1, 2, 1 are one with 1, 4, 6, 4, 1; points lie 1 px apart, however they came
+    square = np.array([[0, 0], [5, 0], [8, 0], [8, 8], [0, 8], [0, 7.5]], dtype=float)
+    found = round_contours(Contours(square, np.array([0, 6])))
+    assert found.counts.tolist() == [32]
+    corner, beside, straight = found.xy[0], found.xy[1], found.xy[4]
+    assert corner.tolist() == [6 / 16, 6 / 16]  # (4 + 2) / 16 along each side
+    assert beside.tolist() == [1 + 1 / 16, 1 / 16]
+    assert straight.tolist() == [4, 0]
+    np.testing.assert_array_equal(found.xy[8:16], np.column_stack([8 - found.xy[:8, 1], found.xy[:8, 0]]))
+
+
+def test_rounding_off_hardly_takes_anything_and_does_not_depend_on_where_points_lie() -> None:
+    angle = np.sort(np.random.default_rng(0).uniform(0, 2 * np.pi, 400))
+    circle = np.column_stack([np.cos(angle), np.sin(angle)]) * 9 + 20
+    found = round_contours(Contours(np.vstack([circle, circle]), np.array([0, 400, 800])))
+    assert found.counts.tolist() == [57, 57]  # 18 pi px around
+    np.testing.assert_array_equal(found.xy[:57], found.xy[57:])
+    away = np.hypot(*(found.xy - 20).T)
+    np.testing.assert_allclose(away, 9 - 0.5 / 9, atol=0.03)
+    assert (found.xy * 64 == (found.xy * 64).round()).all()
+    assert round_contours(Contours(np.empty((0, 2)), np.array([0, 0]))).counts.tolist() == [0]
 
 
 def test_scaling_moves_into_the_frame_of_the_slide() -> None:
