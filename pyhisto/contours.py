@@ -124,13 +124,20 @@ def smooth_contours(contours: Contours) -> Contours:
     return Contours(*outlines.smooth(contours.xy, contours.offsets))
 
 
-def round_contours(contours: Contours) -> Contours:
+def round_contours(contours: Contours, every: int = 1) -> Contours:
     """Round off outlines whose points lie at any distance, so that the least change of them stays one.
 
     Points are set at equal distances of at most 1 px along each outline and averaged twice with their two neighbours,
     by the weights 1, 2 and 1. Coordinates are multiples of 1 / 64 px.
+
+    Parameters
+    ----------
+    contours
+        Outlines, in pixels.
+    every
+        How many of these points there are to one that is returned.
     """
-    return Contours(*outlines.rounded(contours.xy, contours.offsets))
+    return Contours(*outlines.rounded(contours.xy, contours.offsets, every))
 
 
 def simplify_contours(contours: Contours, altitude: float) -> Contours:

@@ -36,8 +36,8 @@ _GAP_PX = 0.5
 _MOST_PX = 1.5
 """How far a side of a pixel can be from where a cell ends."""
 
-_RIVALS = 4
-"""How many neighbours of a cell are looked at beside one of its sides."""
+_RIVALS = 32
+"""How many neighbours of a cell are looked at."""
 
 _LEAST_TURN = 0.2
 """What the directions away from two nuclei must differ by to say where the line between them is."""
@@ -101,7 +101,11 @@ def stain_borders(
             inner = max(level[y - top, x - left], 0.0)
             outer = min(level[y - top - along, x - left + down], 0.0)
             t = inner / (inner - outer) if inner > outer else 0.5
-            t = min(t, _least_between(compact, y + offset[0], x + offset[1], (-along, down)))
+            over, beside = y + offset[0] - along, x + offset[1] + down
+            if 0 <= over < compact.shape[0] and 0 <= beside < compact.shape[1]:
+                t = min(t, _least_between(compact, y + offset[0], x + offset[1], (-along, down)))
+            else:
+                t = 0.5
             out[i, 0] = x - first[k, 0] + 0.5 + t * down
             out[i, 1] = y - first[k, 1] + 0.5 - t * along
     return out, first
@@ -229,15 +233,20 @@ def grown_borders(
     out, first = np.empty_like(xy), np.zeros((n, 2))
     scale = 2.0 ** math.floor(math.log2(_STEPS / (2 * (radii[0] + radius) + 8)))
     xs, ys = _in_steps(places, scale)
-    flat, core, (high, wide) = cells.ravel(), nuclei.ravel(), cells.shape
+    disks = _disks_around(places, ends, corners)
+    core, (high, wide) = nuclei.ravel(), cells.shape
     rivals = np.empty(_RIVALS, dtype=np.int64)
     for k in range(n):
         begin, end = offsets[k], offsets[k + 1]
+        several = _labels_around(cells, xy[begin:end], k + 1, rivals)
         for i in range(begin, end):
             after = i + 1 if i + 1 < end else begin
             along, down = int(xy[after, 0] - xy[i, 0]), int(xy[after, 1] - xy[i, 1])
             x, y = xy[i, 0] + along / 2, xy[i, 1] + down / 2
             column, row = math.floor(x - down / 2), math.floor(y + along / 2)
+            out[i, 0], out[i, 1] = x - xy[begin, 0], y - xy[begin, 1]
+            if not (0 <= row - along < high and 0 <= column + down < wide):
+                continue  # the image ends here
             to_x, to_y = x - corners[k, 0], y - corners[k, 1]
             j = _nearest(xs, ys, ends[k], ends[k + 1], np.int32(to_x * scale), np.int32(to_y * scale))
             to_x, to_y = places[j, 0] - to_x, places[j, 1] - to_y
@@ -245,20 +254,41 @@ def grown_borders(
                 own = max(math.sqrt(to_x * to_x + to_y * to_y), 1e-9)
                 away_x, away_y = -to_x / own, -to_y / own
                 most, to_x, to_y = radius - own, away_x, away_y
-                beyond = min(max(row - along, 1), high - 2) * wide + min(max(column + down, 1), wide - 2)
-                for r in range(_labels_around(flat, wide, beyond, k + 1, rivals)):
-                    its = rivals[r]
-                    its_x, its_y = x - corners[its, 0], y - corners[its, 1]
-                    j = _nearest(xs, ys, ends[its], ends[its + 1], np.int32(its_x * scale), np.int32(its_y * scale))
-                    room, turn_x, turn_y = _room(own, away_x, away_y, its_x - places[j, 0], its_y - places[j, 1])
-                    if room < most:
-                        most, to_x, to_y = room, turn_x, turn_y
+                for its in rivals[:several]:
+                    its_x, its_y = x - disks[its, 0], y - disks[its, 1]
+                    least = 2 * (most + _GAP_PX) + own + disks[its, 2]
+                    if least > 0 and its_x * its_x + its_y * its_y < least * least:  # else it has more room
+                        its_x, its_y = x - corners[its, 0], y - corners[its, 1]
+                        j = _nearest(xs, ys, ends[its], ends[its + 1], np.int32(its_x * scale), np.int32(its_y * scale))
+                        room, turn_x, turn_y = _room(own, away_x, away_y, its_x - places[j, 0], its_y - places[j, 1])
+                        if room < most:
+                            most, to_x, to_y = room, turn_x, turn_y
                 most = min(max(most, -_MOST_PX), _MOST_PX)
                 to_x, to_y = most * to_x, most * to_y
-            out[i, 0], out[i, 1] = x - xy[begin, 0] + to_x, y - xy[begin, 1] + to_y
+            out[i, 0] += to_x
+            out[i, 1] += to_y
         if end > begin:
             first[k, 0], first[k, 1] = xy[begin, 0], xy[begin, 1]
     return out, first
+
+
+@compiled
+def _disks_around(places: FloatArray, ends: IntArray, corners: FloatArray) -> FloatArray:
+    """Return a disk around each outline: x, y and radius, float64 (n, 3)."""
+    out = np.zeros((len(ends) - 1, 3))
+    for k in range(len(out)):
+        ring = places[ends[k] : ends[k + 1]]
+        if len(ring) == 0:
+            continue
+        left, top, right, bottom = ring[0, 0], ring[0, 1], ring[0, 0], ring[0, 1]
+        for i in range(len(ring)):
+            left, right = min(left, ring[i, 0]), max(right, ring[i, 0])
+            top, bottom = min(top, ring[i, 1]), max(bottom, ring[i, 1])
+        x, y, square = (left + right) / 2, (top + bottom) / 2, 0.0
+        for i in range(len(ring)):
+            square = max(square, (ring[i, 0] - x) ** 2 + (ring[i, 1] - y) ** 2)
+        out[k, 0], out[k, 1], out[k, 2] = corners[k, 0] + x, corners[k, 1] + y, math.sqrt(square)
+    return out
 
 
 @compiled
@@ -283,21 +313,24 @@ def _room(own: float, away_x: float, away_y: float, its_x: float, its_y: float) 
 
 
 @compiled
-def _labels_around(labels: Labels, wide: int, p: int, own: int, found: IntArray) -> int:
-    """Write the other labels at most a pixel from one, as many as there is room for; return how many there are.
-
-    The image is flat, and no pixel of it is beyond its rim.
-    """
+def _labels_around(labels: Labels, ring: FloatArray, own: int, found: IntArray) -> int:
+    """Write which outlines lie at most a pixel beyond the sides of a ring, but its own; return how many there are."""
+    high, wide = labels.shape
     n, last = 0, 0
-    for q in (p - wide - 1, p - wide, p - wide + 1, p - 1, p, p + 1, p + wide - 1, p + wide, p + wide + 1):
-        label = int(labels[q])
-        if label != 0 and label != own and label != last:
-            last, new = label, n < len(found)
-            for i in range(n):
-                new &= found[i] != label - 1
-            if new:
-                found[n] = label - 1
-                n += 1
+    for i in range(len(ring)):
+        after = i + 1 if i + 1 < len(ring) else 0
+        along, down = int(ring[after, 0] - ring[i, 0]), int(ring[after, 1] - ring[i, 1])
+        row, column = int(ring[i, 1] + (down - along - 1) / 2), int(ring[i, 0] + (along + down - 1) / 2)
+        for over, beside in ((row, column), (row - along, column + down)):
+            inside = 0 <= over < high and 0 <= beside < wide
+            label = int(labels[over, beside]) if inside else 0
+            if label not in (0, own, last):
+                last, new = label, n < len(found)
+                for known in range(n):
+                    new &= found[known] != label - 1
+                if new:
+                    found[n] = label - 1
+                    n += 1
     return n
 
 

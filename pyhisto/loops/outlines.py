@@ -60,21 +60,23 @@ def _round_off(ring: FloatArray, mean: FloatArray, out: FloatArray, end: int) ->
 
 
 @compiled
-def rounded(xy: FloatArray, offsets: IntArray) -> tuple[FloatArray, IntArray]:
+def rounded(xy: FloatArray, offsets: IntArray, every: int) -> tuple[FloatArray, IntArray]:
     """Round off outlines of any points; see :func:`pyhisto.contours.round_contours`."""
     n = len(offsets) - 1
-    way, ends = np.empty(len(xy)), np.zeros(n + 1, dtype=np.int64)
+    way, ends, most = np.empty(len(xy)), np.zeros(n + 1, dtype=np.int64), 0
     for k in range(n):
-        length = _ways(xy[offsets[k] : offsets[k + 1]], way[offsets[k] : offsets[k + 1]])
-        ends[k + 1] = ends[k] + math.ceil(length)
-    out = np.empty((ends[n], 2))
+        count = math.ceil(_ways(xy[offsets[k] : offsets[k + 1]], way[offsets[k] : offsets[k + 1]]))
+        ends[k + 1], most = ends[k] + (count + every - 1) // every, max(most, count)
+    out, room = np.empty((ends[n], 2)), np.empty((most, 2))
     for k in range(n):
-        ring = out[ends[k] : ends[k + 1]]
-        _spread(xy[offsets[k] : offsets[k + 1]], way[offsets[k] : offsets[k + 1]], ring)
+        along = way[offsets[k] : offsets[k + 1]]
+        ring = room[: math.ceil(along[-1]) if len(along) > 0 else 0]
+        _spread(xy[offsets[k] : offsets[k + 1]], along, ring)
         _average(ring)
         _average(ring)
-        for i in range(len(ring)):
-            ring[i, 0], ring[i, 1] = round(ring[i, 0] * _GRID) / _GRID, round(ring[i, 1] * _GRID) / _GRID
+        for i in range(ends[k + 1] - ends[k]):
+            for axis in range(2):
+                out[ends[k] + i, axis] = round(ring[every * i, axis] * _GRID) / _GRID
     return out, ends
 
 

@@ -129,6 +129,9 @@ def test_a_square_rounded_by_hand() -> None:
     assert beside.tolist() == [1 + 1 / 16, 1 / 16]
     assert straight.tolist() == [4, 0]
     np.testing.assert_array_equal(found.xy[8:16], np.column_stack([8 - found.xy[:8, 1], found.xy[:8, 0]]))
+    fewer = round_contours(Contours(square, np.array([0, 6])), every=3)
+    np.testing.assert_array_equal(fewer.xy, found.xy[::3])
+    assert fewer.counts.tolist() == [11]
 
 
 def test_rounding_off_hardly_takes_anything_and_does_not_depend_on_where_points_lie() -> None:
