@@ -160,15 +160,15 @@ class CellFinder:
         return math.ceil(float(self.postprocessing["reach_um"]) / self.pixel_size_um + self.expansion_px) + 1
 
     @property
-    def _outlined(self) -> int:
-        """How far around the peaks of a window nuclei must be outlined, so that their cells have all neighbours, px."""
-        return 2 * self._extent + math.ceil(2 * float(self.postprocessing["reach_um"]) / self.pixel_size_um)
-
-    @property
     def _grown(self) -> int:
         """How far around its own part the cells of a window can reach, and the whole of the nuclei beside them, px."""
         reach = float(self.postprocessing["reach_um"]) / self.pixel_size_um
-        return self._extent + math.ceil(self.expansion_px) + math.ceil(2 * reach) + 4
+        return 2 * self._extent + math.ceil(reach) + 4
+
+    @property
+    def _outlined(self) -> int:
+        """How far around its own part nuclei must be outlined, so that none of those is cut, px."""
+        return self._grown + math.ceil(float(self.postprocessing["reach_um"]) / self.pixel_size_um)
 
     @property
     def margin(self) -> int:

@@ -221,6 +221,20 @@ def test_windows_and_tiles_change_no_cell(slide_path: Path, settings: InferenceS
     np.testing.assert_allclose(cut["class_probability"], whole["class_probability"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("mpp", [2.0, 4.0])
+def test_windows_change_no_cell_of_a_coarse_model(slide_path: Path, mpp: float) -> None:
+    # nuclei reach fewer pixels than an opening looks at
+    tables = []
+    for window in (64, 1024):
+        bundle = FakeNetwork()
+        bundle.spec = replace(bundle.spec, mpp=mpp, postprocessing={**NUMBERS, "threshold": 0.1})
+        tables.append(sorted_cells(cells_of(slide_path, bundle, settings=InferenceSettings(window=window))))
+    cut, whole = tables
+    assert len(cut) == len(whole) > 20
+    for name in ("nucleus", "geometry"):
+        assert shapely.equals_exact(cut[name].to_numpy(), whole[name].to_numpy(), 1e-6).all()
+
+
 class BlurredNetwork(FakeNetwork):
     """Sees 10 px around each pixel, with zeros beyond its tile as convolutions have them."""
 
