@@ -95,9 +95,7 @@ def stain_borders(
         _open(levels[0], levels[1], levels[2])
         level = levels[0]
         for i in range(begin, end):
-            after = i + 1 if i + 1 < end else begin
-            along, down = int(xy[after, 0] - xy[i, 0]), int(xy[after, 1] - xy[i, 1])
-            x, y = math.floor(xy[i, 0] + (along - down) / 2), math.floor(xy[i, 1] + (along + down) / 2)
+            x, y, along, down = _side(xy[begin:end], i - begin)
             inner = max(level[y - top, x - left], 0.0)
             outer = min(level[y - top - along, x - left + down], 0.0)
             t = inner / (inner - outer) if inner > outer else 0.5
@@ -112,12 +110,31 @@ def stain_borders(
 
 
 @compiled
-def _window(ring: FloatArray) -> tuple[int, int, int, int]:
-    """Return top, left, height and width of the pixels that say how the sides of a ring are placed."""
+def _side(ring: FloatArray, i: int) -> tuple[int, int, int, int]:
+    """Return the pixel (x, y) inside a side of a traced ring, and the direction (x, y) of the side.
+
+    The pixel beyond it is (x + down, y - along).
+    """
+    after = i + 1 if i + 1 < len(ring) else 0
+    along, down = int(ring[after, 0] - ring[i, 0]), int(ring[after, 1] - ring[i, 1])
+    x, y = math.floor(ring[i, 0] + (along - down) / 2), math.floor(ring[i, 1] + (along + down) / 2)
+    return x, y, along, down
+
+
+@compiled
+def _box(ring: FloatArray) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of a ring."""
     left, top, right, bottom = ring[0, 0], ring[0, 1], ring[0, 0], ring[0, 1]
     for i in range(1, len(ring)):
         left, right = min(left, ring[i, 0]), max(right, ring[i, 0])
         top, bottom = min(top, ring[i, 1]), max(bottom, ring[i, 1])
+    return left, top, right, bottom
+
+
+@compiled
+def _window(ring: FloatArray) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of the pixels that say how the sides of a ring are placed."""
+    left, top, right, bottom = _box(ring)
     more = 3  # the pixel beyond a side, and what an opening looks at around that
     return int(top) - more, int(left) - more, int(bottom - top) + 2 * more, int(right - left) + 2 * more
 
@@ -220,7 +237,7 @@ def grown_borders(
     cells, nuclei
         Labels of both, (H, W).
     places, ends, corners
-        Outlines of at least n nuclei, and of all that have a cell beside those, as :func:`stain_borders` returns them.
+        Outlines of at least n nuclei, and of all that have a cell beside those, relative to their corners.
     radii
         How far a nucleus reaches at most from its position, and how far it grows, px.
 
@@ -240,10 +257,8 @@ def grown_borders(
         begin, end = offsets[k], offsets[k + 1]
         several = _labels_around(cells, xy[begin:end], k + 1, rivals)
         for i in range(begin, end):
-            after = i + 1 if i + 1 < end else begin
-            along, down = int(xy[after, 0] - xy[i, 0]), int(xy[after, 1] - xy[i, 1])
+            column, row, along, down = _side(xy[begin:end], i - begin)
             x, y = xy[i, 0] + along / 2, xy[i, 1] + down / 2
-            column, row = math.floor(x - down / 2), math.floor(y + along / 2)
             out[i, 0], out[i, 1] = x - xy[begin, 0], y - xy[begin, 1]
             if not (0 <= row - along < high and 0 <= column + down < wide):
                 continue  # the image ends here
@@ -280,10 +295,7 @@ def _disks_around(places: FloatArray, ends: IntArray, corners: FloatArray) -> Fl
         ring = places[ends[k] : ends[k + 1]]
         if len(ring) == 0:
             continue
-        left, top, right, bottom = ring[0, 0], ring[0, 1], ring[0, 0], ring[0, 1]
-        for i in range(len(ring)):
-            left, right = min(left, ring[i, 0]), max(right, ring[i, 0])
-            top, bottom = min(top, ring[i, 1]), max(bottom, ring[i, 1])
+        left, top, right, bottom = _box(ring)
         x, y, square = (left + right) / 2, (top + bottom) / 2, 0.0
         for i in range(len(ring)):
             square = max(square, (ring[i, 0] - x) ** 2 + (ring[i, 1] - y) ** 2)
@@ -318,10 +330,9 @@ def _labels_around(labels: Labels, ring: FloatArray, own: int, found: IntArray) 
     high, wide = labels.shape
     n, last = 0, 0
     for i in range(len(ring)):
-        after = i + 1 if i + 1 < len(ring) else 0
-        along, down = int(ring[after, 0] - ring[i, 0]), int(ring[after, 1] - ring[i, 1])
-        row, column = int(ring[i, 1] + (down - along - 1) / 2), int(ring[i, 0] + (along + down - 1) / 2)
-        for over, beside in ((row, column), (row - along, column + down)):
+        column, row, along, down = _side(ring, i)
+        for beyond in (1, 2):
+            over, beside = row - beyond * along, column + beyond * down
             inside = 0 <= over < high and 0 <= beside < wide
             label = int(labels[over, beside]) if inside else 0
             if label not in (0, own, last):
