@@ -17,13 +17,18 @@ import numpy.typing as npt
 from PIL import Image
 
 from pyhisto.errors import MissingPixelSizeError, SlideError, UnsupportedSlideError
+from pyhisto.loops.resampling import resample
 
 __all__ = ["Slide"]
 
 MPP_RANGE = (0.02, 20.0)
 """Pixel sizes in µm that a slide scan can have; a 72 dpi tag says 352.8 and means nothing."""
 
-_RESAMPLE_MARGIN = 4
+_SUBPIXELS = 1 << 16
+"""Into how many parts a pixel is divided where it is resampled."""
+
+_BLOCK_PX = 256
+"""Side of the squares in which OpenSlide's coarse levels are read."""
 
 
 class _Reader(Protocol):
@@ -160,7 +165,8 @@ class Slide:
         -------
         numpy.ndarray
             RGB uint8, shape (height, width, 3). Pixels outside the slide are white. The nearest finer level is read
-            and resampled with Pillow's antialiased bilinear filter.
+            and resampled with a triangle filter as wide as two pixels of the result, as Pillow's antialiased bilinear
+            one, whose pixels depend on the box they are read in.
 
         Raises
         ------
@@ -188,22 +194,17 @@ class Slide:
         scale = [full / own for full, own in zip(self.level_dimensions[0], self.level_dimensions[level], strict=True)]
         left, top = (x + self._origin[0]) / scale[0], (y + self._origin[1]) / scale[1]
         step = (downsample[0] / scale[0], downsample[1] / scale[1])
-        if all(abs(s - 1) < 1e-3 for s in step) and left == int(left) and top == int(top):
-            return self._read_level(level, int(left), int(top), width, height)
-        margin = [math.ceil(max(s, 1.0)) * _RESAMPLE_MARGIN for s in step]
-        x0, y0 = math.floor(left) - margin[0], math.floor(top) - margin[1]
-        x1 = math.ceil(left + width * step[0]) + margin[0]
-        y1 = math.ceil(top + height * step[1]) + margin[1]
-        pixels = self._read_level(level, x0, y0, x1 - x0, y1 - y0)
+        if all(abs(s - 1) < 1e-9 for s in step) and all(abs(at - round(at)) < 0.5 / _SUBPIXELS for at in (left, top)):
+            return self._read_level(level, round(left), round(top), width, height)
         inside = self._level_bounds(level)
-        box = (left - x0, top - y0, left - x0 + width * step[0], top - y0 + height * step[1])
-        # The filter must not mix the white outside into the slide's border, so it never sees it.
-        cut = (max(inside[0], x0), max(inside[1], y0), min(inside[2], x1), min(inside[3], y1))
-        whole = box[0] + x0 >= cut[0] and box[1] + y0 >= cut[1] and box[2] + x0 <= cut[2] and box[3] + y0 <= cut[3]
-        if whole:
-            pixels = pixels[cut[1] - y0 : cut[3] - y0, cut[0] - x0 : cut[2] - x0]
-            box = (left - cut[0], top - cut[1], left - cut[0] + width * step[0], top - cut[1] + height * step[1])
-        return _resize(pixels, (width, height), box)
+        columns, across = _triangles(left, step[0], width, inside[::2])
+        rows, down = _triangles(top, step[1], height, inside[1::2])
+        x0, y0 = int(columns.min()), int(rows.min())
+        x1, y1 = int(columns.max()) + across.shape[1], int(rows.max()) + down.shape[1]
+        pixels = self._read_level(level, x0, y0, x1 - x0, y1 - y0)
+        out = np.empty((height, width, 3), dtype=np.uint8)
+        resample(pixels, (rows - y0, down), (columns - x0, across), out)
+        return out
 
     def thumbnail(self, max_size: tuple[int, int] = (1000, 600)) -> npt.NDArray[np.uint8]:
         """Return the whole slide, RGB uint8 (H, W, 3), fitted into `max_size` (width, height) without enlarging."""
@@ -254,16 +255,32 @@ class Slide:
         return out
 
 
-def _resize(
-    pixels: npt.NDArray[np.uint8], size: tuple[int, int], box: tuple[float, float, float, float]
-) -> npt.NDArray[np.uint8]:
-    """Resample RGB uint8 (H, W, 3) inside a box to (width, height); rounded once, at the end."""
-    out = np.empty((size[1], size[0], 3), dtype=np.uint8)
-    for channel in range(3):
-        plane = Image.fromarray(pixels[..., channel].astype(np.float32))
-        values = np.asarray(plane.resize(size, Image.Resampling.BILINEAR, box=box))
-        out[..., channel] = np.floor(values + 0.5).clip(0, 255)
-    return out
+def _triangles(
+    start: float, step: float, n: int, inside: tuple[int, int]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return the first source pixel of each of `n` means, int64 (n,), and the weights, float32 (n, k), along one axis.
+
+    Weights fall linearly from the centre of a mean, which is `step` px wide, to a distance of that (1 px at least).
+    Centres are whole fractions of a pixel, so that no weight depends on where the first mean begins.
+
+    Parameters
+    ----------
+    start
+        Where the first mean begins, px.
+    step, n
+        Width and number of the means.
+    inside
+        Where the slide begins and ends. White from beyond is only mixed into what lies there in part.
+    """
+    centre = np.round((start + (np.arange(n) + 0.5) * step) * _SUBPIXELS) / _SUBPIXELS
+    reach = max(step, 1.0)
+    first = np.floor(centre - reach + 0.5).astype(np.int64)
+    pixel = first[:, None] + np.arange(math.ceil(2 * reach) + 1)
+    weights = np.maximum(1 - np.abs(pixel + 0.5 - centre[:, None]) / reach, 0)
+    border = 1 / _SUBPIXELS
+    within = (centre - step / 2 >= inside[0] - border) & (centre + step / 2 <= inside[1] + border)
+    weights[within[:, None] & ((pixel < inside[0]) | (pixel >= inside[1]))] = 0
+    return first, (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def _as_pair(mpp: float | tuple[float, float] | None) -> tuple[float, float] | None:
@@ -323,9 +340,22 @@ class _OpenSlideReader:
         self.bounds = (int(bounds[0]), int(bounds[1]), int(bounds[2]), int(bounds[3])) if bounds else None
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> npt.NDArray[np.uint8]:
-        own = self.level_dimensions[level]
-        full = self.level_dimensions[0]
-        location = (round(x * full[0] / own[0]), round(y * full[1] / own[1]))
+        step = self._slide.level_downsamples[level]
+        if step == int(step):
+            return self._read(level, (x * int(step), y * int(step)), width, height)
+        # OpenSlide is asked for a pixel of level 0. Where none lies at the corner of the pixel that is meant, it moves
+        # the image by less than a pixel: it must do so alike for whatever is read of a place.
+        out = np.empty((height, width, 3), dtype=np.uint8)
+        for top in range(y // _BLOCK_PX * _BLOCK_PX, y + height, _BLOCK_PX):
+            for left in range(x // _BLOCK_PX * _BLOCK_PX, x + width, _BLOCK_PX):
+                y0, x0 = max(y, top), max(x, left)
+                y1, x1 = min(y + height, top + _BLOCK_PX), min(x + width, left + _BLOCK_PX)
+                block = self._read(level, (round(left * step), round(top * step)), x1 - left, y1 - top)
+                out[y0 - y : y1 - y, x0 - x : x1 - x] = block[y0 - top :, x0 - left :]
+        return out
+
+    def _read(self, level: int, location: tuple[int, int], width: int, height: int) -> npt.NDArray[np.uint8]:
+        """Return RGB uint8 (height, width, 3) from a pixel (x, y) of level 0 on."""
         try:
             image = self._slide.read_region(location, level, (width, height))
         except self._error as error:

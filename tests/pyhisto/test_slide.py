@@ -69,7 +69,7 @@ def test_every_level_exactly(gradient_slide: Path, level: int) -> None:
     np.testing.assert_array_equal(part, stored[3:7, 5:12])
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     mpp=st.floats(0.2, 3.0),
     x=st.floats(20, 60, allow_nan=False),
@@ -170,6 +170,45 @@ def test_levels_whose_size_was_rounded(tmp_path: Path, write_tiff: Callable[...,
     # half a level-0 pixel (half a grey level at 2 levels a pixel) at most, and the rounding
     assert np.abs(rgb[..., 0].astype(int) - half[30:44, 40:60, 0]).max() <= 1
     assert np.abs(rgb[..., 1].astype(int) - half[30:44, 40:60, 1]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "levels"),
+    [((331, 287), 1), ((331, 287), 2), ((1031, 1287), 3), ((640, 640), 2)],
+    ids=["flat", "odd", "odd, three levels", "even"],
+)
+@pytest.mark.parametrize("mpp", [0.3, 0.5, 0.5003, 0.7, 1.0, 1.0009, 1.1, 2.0, 3.7])
+def test_a_pixel_is_the_same_whatever_else_is_read(
+    tmp_path: Path, write_tiff: Callable[..., Path], size: tuple[int, int], levels: int, mpp: float
+) -> None:
+    """A network's tiles are cut anywhere; what they see of a place must not depend on where."""
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    stored = [
+        np.ascontiguousarray(noise[: size[1] // 2**k * 2**k : 2**k, : size[0] // 2**k * 2**k : 2**k])
+        for k in range(levels)
+    ]
+    step = mpp / 0.5
+    width, height = int(size[0] / step), int(size[1] / step)
+    with Slide(write_tiff(tmp_path / "noise.tif", stored)) as slide:
+        whole = slide.read_downsampled(0, 0, width, height, (step, step))
+        assert whole.std() > 5
+        for x, y in ((1, 2), (width // 3, height // 4), (width // 2 + 1, height // 2), (width - 9, height - 7)):
+            part = slide.read_downsampled(x * step, y * step, width - x, height - y, (step, step))
+            np.testing.assert_array_equal(part, whole[y:, x:])
+            part = slide.read_downsampled(x * step, y * step, 5, 4, (step, step))
+            np.testing.assert_array_equal(part, whole[y : y + 4, x : x + 5])
+
+
+@pytest.mark.parametrize("step", [0.4, 0.8, 1.002, 1.5, 2.2017, 3.0, 7.3])
+def test_resampled_as_pillow_does(tmp_path: Path, write_tiff: Callable[..., Path], step: float) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (120, 150, 3), dtype=np.uint8)
+    width, height = int(100 / step), int(80 / step)
+    box = (20.3, 17.6, 20.3 + width * step, 17.6 + height * step)
+    theirs = Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR, box=box)
+    with Slide(write_tiff(tmp_path / "noise.tif", [noise])) as slide:
+        ours = slide.read_downsampled(20.3, 17.6, width, height, (step, step))
+    # Pillow rounds twice, ours once
+    assert np.abs(ours.astype(int) - np.asarray(theirs)).max() <= 1
 
 
 def test_missing_pixel_size_names_the_option(tmp_path: Path, write_tiff: Callable[..., Path]) -> None:
