@@ -304,13 +304,13 @@ def test_the_batch_of_a_gpu_is_measured_once(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("architecture", "tile_size", "overlap", "memory_gib", "expected"),
     [
-        ("unet-resnet34", 256, 32, 64, (2112, 160)),
-        ("unet-resnet34", 64, 8, 64, (2112, 160)),  # how far it sees does not depend on the tiles of the training
-        ("unet-densenet121", 512, 192, 64, (2112, 192)),  # no less overlap than in training
+        ("unet-resnet34", 256, 32, 64, (2368, 224)),
+        ("unet-resnet34", 64, 8, 64, (2368, 224)),  # how far it sees does not depend on the tiles of the training
+        ("unet-densenet121", 512, 256, 64, (2368, 256)),  # no less overlap than in training
         # an eighth of 8 GiB is 2072² px of 250 bytes, and 2048 is the next multiple of the stride
-        ("unet-resnet34", 256, 32, 8, (2048, 160)),
-        ("unet-resnet34", 256, 32, 0.5, (640, 160)),  # half a tile is its core, at least
-        ("unet-resnet34", 3008, 32, 64, (3008, 160)),  # never smaller than in training
+        ("unet-resnet34", 256, 32, 8, (2048, 224)),
+        ("unet-resnet34", 256, 32, 0.5, (896, 224)),  # half a tile is its core, at least
+        ("unet-resnet34", 3008, 32, 64, (3008, 224)),  # never smaller than in training
         ("attention-unet", 256, 32, 64, (256, 32)),  # sees the whole tile
     ],
 )
@@ -328,7 +328,7 @@ def test_tiles_for_whole_slides(
     bundle = Bundle(Path("none"), spec, "", model, "cpu")
     assert bundle.stream_tile == expected
     assert bundle.stride == (16 if architecture == "attention-unet" else 32)
-    assert bundle.tiles_at_once == {256: 8, 640: 1, 2048: 1, 2112: 1, 3008: 1}[expected[0]]
+    assert bundle.tiles_at_once == {256: 8, 896: 1, 2048: 1, 2368: 1, 3008: 1}[expected[0]]
 
 
 def test_normalise_by_hand() -> None:

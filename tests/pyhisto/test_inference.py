@@ -114,18 +114,18 @@ def test_tiles_of_an_image_are_cropped_to_what_is_wanted() -> None:
 @pytest.mark.parametrize(
     ("tile_size", "overlap", "expected"),
     [
-        (None, None, (2976, 160)),
+        (None, None, (2976, 224)),
         (None, 40, (2976, 64)),  # the network's coarse maps have 32 px
         (128, None, (128, 32)),  # a quarter of the tile
         (544, None, (544, 160)),  # 136, and the next multiple of the stride
-        (1088, None, (1088, 160)),
+        (1088, None, (1088, 224)),
         (288, 96, (288, 96)),
         (192, 72, (192, 72)),  # 96 would leave nothing
     ],
 )
 def test_the_overlap_of_tiles(tile_size: int | None, overlap: int | None, expected: tuple[int, int]) -> None:
     bundle = ByColour(replace(SPEC, tile_size=128, overlap=16))
-    bundle.stream_tile, bundle.stride = (2976, 160), 32
+    bundle.stream_tile, bundle.stride = (2976, 224), 32
     settings = InferenceSettings(tile_size=tile_size, overlap=overlap)
     shape = tile_shape(bundle, settings)  # type: ignore[arg-type]
     assert (shape.tile_size, shape.overlap) == expected

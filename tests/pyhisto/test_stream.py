@@ -92,6 +92,14 @@ def noisy(tmp_path_factory: pytest.TempPathFactory, write_tiff: Callable[..., Pa
     return write_tiff(tmp_path_factory.mktemp("noisy") / "noisy.tif", [IMAGE])
 
 
+@pytest.fixture(scope="module")
+def noisy_pyramid(tmp_path_factory: pytest.TempPathFactory, write_tiff: Callable[..., Path]) -> Path:
+    """331 x 287 px, and levels of 165 x 143 and 82 x 71 px."""
+    image = noise(287, 331)
+    levels = [image, image[:286:2, :330:2], image[:284:4, :328:4]]
+    return write_tiff(tmp_path_factory.mktemp("pyramid") / "noisy.tif", [np.ascontiguousarray(each) for each in levels])
+
+
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, ...]]:
     """What is read of slides: (x, y, width, height), level-0 px and result px."""
@@ -179,6 +187,18 @@ def test_where_windows_are_cut_changes_no_bit(noisy: Path) -> None:
         np.testing.assert_array_equal(probability, found[0][0])
         np.testing.assert_array_equal(rgb, IMAGE)
         assert (times == 1).all()
+
+
+@pytest.mark.parametrize("mpp", [0.3, 0.4995, 0.22, 0.11])
+def test_how_a_slide_is_cut_changes_no_colour(noisy_pyramid: Path, mpp: float) -> None:
+    """Model pixels are 1.67, 1.001, 2.27 and 4.55 slide pixels wide: resampled, from levels that are not whole ones."""
+    found = []
+    with Slide(noisy_pyramid, mpp=mpp) as slide:
+        for tile, window in [((512, 32), 1024), ((32, 4), 64), ((40, 15), 100), ((24, 2), 1024)]:
+            found.append(joined(stream(slide, Colours(tile), window=window)))
+    for probability, rgb, _ in found[1:]:
+        np.testing.assert_array_equal(rgb, found[0][1])
+        np.testing.assert_allclose(probability, found[0][0], atol=1e-6)
 
 
 def test_margins_of_windows_are_what_the_neighbours_have(noisy: Path) -> None:
