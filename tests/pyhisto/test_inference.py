@@ -197,6 +197,24 @@ def test_tumour_is_where_it_is(nests: Path, region: Any) -> None:
     assert len(steps) > 4
 
 
+@pytest.mark.parametrize(("threshold", "radius"), [(0.5, 300.0), (0.75, 290.0), (0.2, 312.0)])
+def test_outlines_run_between_the_pixels_of_the_map(
+    tmp_path: Path, write_tiff: Callable[..., Path], threshold: float, radius: float
+) -> None:
+    """Red falls linearly over 40 px around a circle of 300 px; a pixel of the map is 8 px wide and 10 px high."""
+    rows, columns = np.mgrid[0:896, 0:960] + 0.5
+    image = np.zeros((896, 960, 3), dtype=np.uint8)
+    image[..., 0] = np.round(255 * np.clip(0.5 + (300 - np.hypot(columns - 480, rows - 448)) / 40, 0, 1))
+    spec = replace(SPEC, postprocessing={**SPEC.postprocessing, "threshold": threshold})
+    with Slide(write_tiff(tmp_path / "disc.tif", [image], mpp=MPP)) as slide:
+        found = predict_tissue(slide, ByColour(spec), shapely.box(0, 0, 960, 896)).geometry  # type: ignore[arg-type]
+    assert len(found) == 1
+    x, y = shapely.get_coordinates(shapely.segmentize(found.iloc[0], 1.0)).T
+    # parts of 2 x 2.5 px, and outlines half-way between them
+    assert np.abs(np.hypot(x - 480, y - 448) - radius).max() < 2.0
+    assert found.iloc[0].area == pytest.approx(np.pi * radius**2, rel=2e-3)
+
+
 def test_a_coarse_model_keeps_its_own_pixels(nests: Path) -> None:
     """At 4 µm/px the second nest spans 87.5 to 107.5 pixels across and 10 to 22 down; its map is no coarser."""
     numbers = {**SPEC.postprocessing, "min_area_um2": 0.0}
