@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pyhisto.crossings import Crossings
 from pyhisto.labels import DrawnPolygons, PolygonSettings, draw_polygons, in_order, shown_rings
 from pyhisto.polygons import Rings, Sides, find_sides, join_sides, trace_rings
 
@@ -49,6 +50,18 @@ class BandPolygons:
         self._next_row = 0
         self._enough = SIDES_AT_ONCE
         self._done: list[DrawnPolygons] = []
+        self._crossings: Crossings | None = None
+
+    def add_level(
+        self, level: npt.NDArray[np.floating[Any]], y0: int, summed: npt.NDArray[np.floating[Any]] | None = None
+    ) -> None:
+        """Take the next band of a level, (rows, width), in place of its mask, which is where it is above 0.
+
+        Outlines then run where it passes through 0 between the centres of pixels; ``"halfway"`` ones.
+        """
+        self._crossings = self._crossings or Crossings()
+        self._crossings.add(level, y0)
+        self.add(level > 0, y0, summed)
 
     def add(self, rows: npt.NDArray[np.bool_], y0: int, summed: npt.NDArray[np.floating[Any]] | None = None) -> None:
         """Take the next band of the mask.
@@ -83,6 +96,9 @@ class BandPolygons:
             ready, waiting = _sorted(rings, shown, outer, self._next_row, self.settings)
             self._draw(rings, ready, outer)
             self._sides = rings.sides_of(waiting)
+            if self._crossings is not None:
+                ends = self._sides.ends
+                self._crossings.forget(int(ends[0]) // self._sides.width if len(ends) else self._next_row)
             self._enough = SIDES_AT_ONCE + 2 * len(self._sides.ends)
 
     def finish(self) -> tuple[list[Any], npt.NDArray[np.float64]]:
@@ -109,7 +125,7 @@ class BandPolygons:
         walls = np.bincount(outer[rings.ring_of_wall], minlength=len(rings))
         part = (np.cumsum(walls) // max(1, SIDES_AT_ONCE))[outer]
         for number in np.unique(part[shown]).tolist():
-            self._done.append(draw_polygons(rings, shown & (part == number), outer, self.settings))
+            self._done.append(draw_polygons(rings, shown & (part == number), outer, self.settings, self._crossings))
 
 
 def _sorted(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from pyhisto.crossings import Crossings
 from pyhisto.errors import ConfigError
 from pyhisto.polygons import (
     Outline,
@@ -300,11 +301,15 @@ class DrawnPolygons(NamedTuple):
 
 
 def draw_polygons(
-    rings: Rings, shown: npt.NDArray[np.bool_], outer: npt.NDArray[np.int64], settings: PolygonSettings
+    rings: Rings,
+    shown: npt.NDArray[np.bool_],
+    outer: npt.NDArray[np.int64],
+    settings: PolygonSettings,
+    crossings: Crossings | None = None,
 ) -> DrawnPolygons:
     """Return polygons, mask pixels, of some rings: holes, and the `outer` ring of each; bool and int64 (k,)."""
     kept = np.flatnonzero(shown)
-    polygons, shell = ring_polygons(rings, outer, kept, settings.outline)
+    polygons, shell = ring_polygons(rings, outer, kept, settings.outline, crossings)
     total, count = (np.bincount(outer[kept], of[kept], len(rings))[shell] for of in (rings.integrals(), rings.areas()))
     label, mean = rings.labels[shell], total / count
     if settings.tolerance > 0:

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from pyhisto.crossings import Crossings
+
 __all__ = ["Outline", "Rings", "Sides", "find_sides", "join_sides", "ring_polygons", "trace_rings"]
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
@@ -378,7 +380,7 @@ def _stable_order(values: IntArray) -> IntArray:
 
 
 def ring_polygons(
-    rings: Rings, outer: IntArray, drawn: IntArray, outline: Outline
+    rings: Rings, outer: IntArray, drawn: IntArray, outline: Outline, crossings: Crossings | None = None
 ) -> tuple[npt.NDArray[Any], IntArray]:
     """Make polygons of traced rings.
 
@@ -392,6 +394,8 @@ def ring_polygons(
         The rings to draw; with each hole its outer ring.
     outline
         What they were traced for.
+    crossings
+        Where outlines that are half-way pass between pixels; in the middle by default.
 
     Returns
     -------
@@ -405,7 +409,11 @@ def ring_polygons(
         return np.empty(0, dtype=object), drawn
     lines = rings.corners(drawn)
     if outline == "halfway":
-        lines = _halfway(lines)
+        lines = (
+            _halfway(lines)
+            if crossings is None
+            else _Lines(*crossings.outlines(lines.xy, lines.steps(), lines.offsets))
+        )
     shells = np.flatnonzero(~rings.hole[drawn])
     closed = np.insert(lines.xy, lines.offsets[1:], lines.xy[lines.offsets[:-1]], axis=0)
     ends = lines.offsets + np.arange(len(lines.offsets))

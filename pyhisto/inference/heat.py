@@ -72,29 +72,23 @@ class HeatMaps:
             self._band = np.zeros((rows, self.classes, self.width), dtype=np.uint8)
         self._band[:, :, x : x + columns] = coarse
 
-    def smooth(self, sigma: float, finer: int = 1) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    def smooth(self, sigma: float) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """Yield bands of the smoothed maps from the top: first row, and float32 (classes, rows, width), 0 to 1.
 
         Parameters
         ----------
         sigma
             Of the Gaussian, pixels of the map.
-        finer
-            Into how many a pixel is divided along a side; what lies between the centres of pixels is linear.
         """
         self._flush()
-        reach = int(4 * sigma + 0.5) + (finer > 1)
-        step = max(2 * reach, BAND_PIXELS // (self.width * finer**2), 1)
+        reach = int(4 * sigma + 0.5)
+        step = max(2 * reach, BAND_PIXELS // self.width, 1)
         for y in range(0, self.height, step):
             below = min(y + step, self.height)
             top, bottom = max(0, y - reach), min(self.height, below + reach)
             band = self._rows(top, bottom)
-            smooth = np.stack([ndi.gaussian_filter(channel, sigma) for channel in band])
-            if finer == 1:
-                yield y, smooth[:, y - top : below - top]
-                continue
-            beside = np.clip(np.arange(y - 1, below + 1), 0, self.height - 1) - top
-            yield y * finer, _between(_between(smooth[:, beside], finer, 1), finer, 2, edge=True)
+            smooth = np.stack([ndi.gaussian_filter(channel, sigma)[y - top : below - top] for channel in band])
+            yield y, smooth
 
     def close(self) -> None:
         """Delete the file."""
@@ -119,23 +113,3 @@ class HeatMaps:
         self._file.seek(top * self._row_bytes)
         raw = np.frombuffer(self._file.read((bottom - top) * self._row_bytes), dtype=np.uint8)
         return raw.reshape(-1, self.classes, self.width).transpose(1, 0, 2).astype(np.float32) / np.float32(255)
-
-
-def _between(values: npt.NDArray[np.float32], finer: int, axis: int, *, edge: bool = False) -> npt.NDArray[np.float32]:
-    """Return the values at the centres of the parts of pixels, which is linear between those of pixels, along an axis.
-
-    The first and the last pixel only say what lies beside the others; with `edge` they are there once more for that.
-    """
-
-    def at(begin: int | None, end: int | None, step: int = 1) -> tuple[slice, ...]:
-        return (*[slice(None)] * axis, slice(begin, end, step))
-
-    if edge:
-        values = np.concatenate([values[at(None, 1)], values, values[at(-1, None)]], axis=axis)
-    middle = values[at(1, -1)]
-    out = np.empty((*middle.shape[:axis], middle.shape[axis] * finer, *middle.shape[axis + 1 :]), dtype=np.float32)
-    for part in range(finer):
-        place = np.float32((part + 0.5) / finer - 0.5)
-        beside = values[at(None, -2)] if place < 0 else values[at(2, None)]
-        out[at(part, None, finer)] = (1 - abs(place)) * middle + abs(place) * beside
-    return out

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import geopandas as gpd
+import numpy as np
 
 from pyhisto.bands import BandPolygons
 from pyhisto.bundle.files import Bundle
@@ -24,9 +25,6 @@ __all__ = ["predict_tissue"]
 
 TISSUE_NUMBERS = ("threshold", "sigma_um", "min_area_um2", "min_hole_area_um2", "simplify_um")
 """What the post-processing of a tissue model must say."""
-
-FINER = 4
-"""Into how many parts a side of a pixel of the maps is divided, so that outlines run between pixels."""
 
 
 def predict_tissue(
@@ -100,22 +98,21 @@ def predict_tissue(
 def _tissue_objects(heat: HeatMaps, bundle: Bundle, frame: Frame) -> gpd.GeoDataFrame:
     """Turn the maps of class probabilities into annotations."""
     numbers = bundle.spec.postprocessing
-    sigma = numbers["sigma_um"] / (frame.mpp * heat.factor)
-    factor = heat.factor / FINER
-    pixel_um = frame.mpp * factor
+    pixel_um = frame.mpp * heat.factor
+    sigma = numbers["sigma_um"] / pixel_um
     names = {number: c.classification for number, c in enumerate(bundle.spec.classes[1:]) if c.classification}
     cut = PolygonSettings(
         origin=(frame.left, frame.top),
-        scale=(frame.downsample[0] * factor, frame.downsample[1] * factor),
+        scale=(frame.downsample[0] * heat.factor, frame.downsample[1] * heat.factor),
         min_area=numbers["min_area_um2"] / pixel_um**2,
         min_hole_area=numbers["min_hole_area_um2"] / pixel_um**2,
         tolerance=numbers["simplify_um"] / pixel_um,
     )
     outlines = {number: BandPolygons(cut) for number in names}
-    for y, smooth in heat.smooth(sigma, FINER):
-        best = smooth.argmax(axis=0)
+    for y, smooth in heat.smooth(sigma):
         for number, outline in outlines.items():
-            outline.add((smooth[number] > numbers["threshold"]) & (best == number), y, smooth[number])
+            others = np.delete(smooth, number, axis=0).max(axis=0, initial=numbers["threshold"])
+            outline.add_level(smooth[number] - others, y, smooth[number])
     tables = []
     for number, name in names.items():
         polygons, certainty = outlines[number].finish()

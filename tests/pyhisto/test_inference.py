@@ -210,9 +210,8 @@ def test_outlines_run_between_the_pixels_of_the_map(
         found = predict_tissue(slide, ByColour(spec), shapely.box(0, 0, 960, 896)).geometry  # type: ignore[arg-type]
     assert len(found) == 1
     x, y = shapely.get_coordinates(shapely.segmentize(found.iloc[0], 1.0)).T
-    # parts of 2 x 2.5 px, and outlines half-way between them
-    assert np.abs(np.hypot(x - 480, y - 448) - radius).max() < 2.0
-    assert found.iloc[0].area == pytest.approx(np.pi * radius**2, rel=2e-3)
+    assert np.abs(np.hypot(x - 480, y - 448) - radius).max() < 0.5
+    assert found.iloc[0].area == pytest.approx(np.pi * radius**2, rel=1e-3)
 
 
 def test_a_coarse_model_keeps_its_own_pixels(nests: Path) -> None:
@@ -251,7 +250,7 @@ def test_the_threshold_the_area_and_the_hole_are_those_of_the_bundle(nests: Path
     assert wide > TRUTH.area > tight
     rough = found_with(simplify_um=6.0).geometry.iloc[0]
     assert len(rough.exterior.coords) < 30
-    assert overlap_share(rough, NEST) > 0.9
+    assert overlap_share(rough, NEST) > 0.85  # chords of circles of 150 and 50 px, up to 12 or 15 px from them
 
 
 def test_no_tumour_and_no_region(nests: Path) -> None:
