@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from pyhisto.crossings import Crossings
 from pyhisto.labels import DrawnPolygons, PolygonSettings, draw_polygons, in_order, shown_rings
-from pyhisto.polygons import Rings, Sides, find_sides, join_sides, trace_rings
+from pyhisto.polygons import Rings, trace_rings
+from pyhisto.sides import Sides, find_sides, join_sides
 
 __all__ = ["BandPolygons"]
 

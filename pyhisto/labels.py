@@ -16,13 +16,8 @@ import shapely
 
 from pyhisto.crossings import Crossings
 from pyhisto.errors import ConfigError
-from pyhisto.polygons import (
-    Outline,
-    Rings,
-    find_sides,
-    ring_polygons,
-    trace_rings,
-)
+from pyhisto.polygons import Outline, Rings, ring_polygons, trace_rings
+from pyhisto.sides import find_sides
 
 __all__ = [
     "DrawnPolygons",
@@ -309,11 +304,10 @@ def draw_polygons(
 ) -> DrawnPolygons:
     """Return polygons, mask pixels, of some rings: holes, and the `outer` ring of each; bool and int64 (k,)."""
     kept = np.flatnonzero(shown)
-    polygons, shell = ring_polygons(rings, outer, kept, settings.outline, crossings)
+    polygons, shell = ring_polygons(rings, outer, kept, settings.outline, crossings, settings.tolerance)
     total, count = (np.bincount(outer[kept], of[kept], len(rings))[shell] for of in (rings.integrals(), rings.areas()))
     label, mean = rings.labels[shell], total / count
     if settings.tolerance > 0:
-        polygons = _simplified(polygons, settings.tolerance)
         sound = shapely.is_valid(polygons) & (shapely.area(polygons) > 0)
         repaired = [clean_polygon(polygon) for polygon in polygons[~sound]]
         more = np.array([part for parts in repaired for part in parts], dtype=object)
@@ -335,22 +329,6 @@ def shown_rings(rings: Rings, settings: PolygonSettings) -> tuple[npt.NDArray[np
         if not hidden.any():
             return shown & shown[outer], outer
         shown[inside[hidden]] = False
-
-
-def _simplified(polygons: npt.NDArray[Any], tolerance: float) -> npt.NDArray[Any]:
-    """Return polygons with fewer points, no outline farther than the tolerance from where it was.
-
-    Rings are simplified as closed lines: of a polygon's ring, GEOS drops the first point in a second pass, whose error
-    adds to that of the first.
-    """
-    if len(polygons) == 0:
-        return polygons
-    lines = shapely.from_ragged_array(shapely.GeometryType.MULTILINESTRING, *shapely.to_ragged_array(polygons)[1:])
-    rings, polygon = shapely.get_parts(shapely.simplify(lines, tolerance), return_index=True)
-    ends = np.concatenate([[0], np.cumsum(shapely.get_num_coordinates(rings))])
-    shells = np.concatenate([[0], np.cumsum(np.bincount(polygon, minlength=len(polygons)))])
-    points = shapely.get_coordinates(rings)
-    return np.asarray(shapely.from_ragged_array(shapely.GeometryType.POLYGON, points, (ends, shells)))
 
 
 def in_order(found: DrawnPolygons, settings: PolygonSettings) -> DrawnPolygons:

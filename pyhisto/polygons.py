@@ -1,13 +1,11 @@
 """Outlines of the regions of a mask or label map: traced along the edges of their pixels, nested, made polygons.
 
-Only the places where a label begins or ends along a row are taken from the pixels (:class:`Sides`); all else follows
-from them, so that the cost beyond one pass over the pixels grows with the length of the outlines and not with the area.
-Regions are 4-connected. :mod:`pyhisto.labels` is what other modules call.
+All follows from :class:`pyhisto.sides.Sides`. Regions are 4-connected. Other modules call :mod:`pyhisto.labels`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -15,94 +13,14 @@ import numpy.typing as npt
 import shapely
 
 from pyhisto.crossings import Crossings
+from pyhisto.sides import Sides
 
-__all__ = ["Outline", "Rings", "Sides", "find_sides", "join_sides", "ring_polygons", "trace_rings"]
+__all__ = ["Outline", "Rings", "ring_polygons", "trace_rings"]
 
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 IntArray: TypeAlias = npt.NDArray[np.int64]
 Outline = Literal["halfway", "pixels"]
-
-PIXELS_AT_ONCE = 1 << 20
-"""Pixels that are looked at together, so that what comes between stays in the processor's cache."""
-
-
-@dataclass(frozen=True)
-class Sides:
-    """Where labels end and where they begin along the rows, each from the top left to the bottom right.
-
-    Attributes
-    ----------
-    width
-        Places in a row: one more than there are pixels.
-    ends, starts
-        int64 (n,) each: ``row * width + column`` of the pixel corner from which a side goes down one pixel.
-    end_labels, start_labels
-        int64 (n,) each: the label left of an end, right of a start.
-    sums
-        float64, those of the ends and then those of the starts: the sum of a map over the pixels left of a side in its
-        row. None where no map is summed.
-    """
-
-    width: int
-    ends: IntArray
-    starts: IntArray
-    end_labels: IntArray
-    start_labels: IntArray
-    sums: FloatArray | None = None
-
-
-def find_sides(
-    labels: npt.NDArray[Any], first_row: int = 0, summed: npt.NDArray[np.floating[Any]] | None = None
-) -> Sides:
-    """Return the sides of the labels, bool or int (H, W), whose top row is `first_row`; 0 is background.
-
-    `summed` (H, W) is the map that :attr:`Sides.sums` is of.
-
-    Raises
-    ------
-    ValueError
-        If a label is negative.
-    """
-    height, columns = labels.shape
-    width = columns + 1
-    labels = labels.view(np.uint8) if labels.dtype == np.bool_ else labels
-    found: list[tuple[IntArray, ...]] = [(np.empty(0, dtype=np.int64),) * 4]
-    rows = max(1, PIXELS_AT_ONCE // width)
-    line = np.zeros(1 + min(rows, height) * width, dtype=labels.dtype)  # a background pixel before and behind each row
-    for top in range(0, height, rows):
-        part = labels[top : top + rows]
-        pixels = line[: 1 + len(part) * width]
-        pixels[1:].reshape(len(part), width)[:, :-1] = part
-        place = np.flatnonzero(pixels[1:] != pixels[:-1])
-        left, right = pixels[place].astype(np.int64), pixels[place + 1].astype(np.int64)
-        place += (first_row + top) * width
-        ends, starts = left != 0, right != 0
-        found.append((place[ends], place[starts], left[ends], right[starts]))
-    sides = Sides(width, *(np.concatenate(part) for part in zip(*found, strict=True)))
-    if min(sides.end_labels.min(initial=0), sides.start_labels.min(initial=0)) < 0:
-        raise ValueError("negative labels")
-    if summed is None:
-        return sides
-    left_of = np.zeros((height, width))
-    np.cumsum(summed, axis=1, out=left_of[:, 1:])
-    return replace(sides, sums=left_of.ravel()[np.concatenate([sides.ends, sides.starts]) - first_row * width])
-
-
-def join_sides(above: Sides, below: Sides) -> Sides:
-    """Return the sides of two parts of one map, one below the other."""
-    sums = None
-    if above.sums is not None and below.sums is not None:
-        a, b = len(above.ends), len(below.ends)
-        sums = np.concatenate([above.sums[:a], below.sums[:b], above.sums[a:], below.sums[b:]])
-    return Sides(
-        above.width,
-        np.concatenate([above.ends, below.ends]),
-        np.concatenate([above.starts, below.starts]),
-        np.concatenate([above.end_labels, below.end_labels]),
-        np.concatenate([above.start_labels, below.start_labels]),
-        sums,
-    )
 
 
 @dataclass(frozen=True)
@@ -380,7 +298,12 @@ def _stable_order(values: IntArray) -> IntArray:
 
 
 def ring_polygons(
-    rings: Rings, outer: IntArray, drawn: IntArray, outline: Outline, crossings: Crossings | None = None
+    rings: Rings,
+    outer: IntArray,
+    drawn: IntArray,
+    outline: Outline,
+    crossings: Crossings | None = None,
+    tolerance: float = 0.0,
 ) -> tuple[npt.NDArray[Any], IntArray]:
     """Make polygons of traced rings.
 
@@ -396,11 +319,13 @@ def ring_polygons(
         What they were traced for.
     crossings
         Where outlines that are half-way pass between pixels; in the middle by default.
+    tolerance
+        How far an outline may move when points are left out, pixels.
 
     Returns
     -------
     polygons : numpy.ndarray
-        shapely Polygons (n,), pixels; valid.
+        shapely Polygons (n,), pixels; valid but for what a tolerance may do.
     shell : numpy.ndarray
         int64 (n,): the outer ring of each.
     """
@@ -415,10 +340,27 @@ def ring_polygons(
             else _Lines(*crossings.outlines(lines.xy, lines.steps(), lines.offsets))
         )
     shells = np.flatnonzero(~rings.hole[drawn])
-    closed = np.insert(lines.xy, lines.offsets[1:], lines.xy[lines.offsets[:-1]], axis=0)
-    ends = lines.offsets + np.arange(len(lines.offsets))
-    polygons = shapely.from_ragged_array(shapely.GeometryType.POLYGON, closed, (ends, np.append(shells, len(drawn))))
+    points = np.insert(lines.xy, lines.offsets[1:], lines.xy[lines.offsets[:-1]], axis=0)
+    ends, parts = lines.offsets + np.arange(len(lines.offsets)), np.append(shells, len(drawn))
+    del lines
+    if tolerance > 0:
+        points, ends, parts = _simplified(points, ends, parts, tolerance)
+    polygons = shapely.from_ragged_array(shapely.GeometryType.POLYGON, points, (ends, parts))
     return polygons, drawn[shells]
+
+
+def _simplified(
+    points: FloatArray, ends: IntArray, parts: IntArray, tolerance: float
+) -> tuple[FloatArray, IntArray, IntArray]:
+    """Return closed lines with fewer points, none farther than the tolerance from where it was, and their offsets.
+
+    The lines of a polygon together. As lines: of a ring, GEOS drops the first point in a second pass, whose error adds
+    to that of the first.
+    """
+    lines = shapely.from_ragged_array(shapely.GeometryType.MULTILINESTRING, points, (ends, parts))
+    lines, polygon = shapely.get_parts(shapely.simplify(lines, tolerance), return_index=True)
+    counts = shapely.get_num_coordinates(lines).astype(np.int64)
+    return shapely.get_coordinates(lines), _offsets(counts), _offsets(np.bincount(polygon, minlength=len(parts) - 1))
 
 
 def _halfway(corners: _Lines) -> _Lines:

@@ -20,7 +20,7 @@ import shapely
 
 from pyhisto.labels import PolygonSettings, label_map_to_polygons, paint, polygon_rings
 from pyhisto.objects import make_objects
-from pyhisto.polygons import find_sides
+from pyhisto.sides import find_sides
 from qupath_ext.errors import FormatError
 
 __all__ = ["KINDS", "MaskConfig", "MaskInfo", "read_mask", "write_mask"]

@@ -17,7 +17,7 @@ import pyhisto.bands
 from pyhisto.bands import BandPolygons
 from pyhisto.errors import ConfigError
 from pyhisto.labels import PolygonSettings, label_map_to_polygons, mask_to_polygons, rasterise
-from pyhisto.polygons import PIXELS_AT_ONCE
+from pyhisto.sides import PIXELS_AT_ONCE
 
 PIXELS = PolygonSettings(outline="pixels")
 Mask = np.ndarray[Any, Any]
