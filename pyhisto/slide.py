@@ -203,7 +203,7 @@ class Slide:
         x1, y1 = int(columns.max()) + across.shape[1], int(rows.max()) + down.shape[1]
         pixels = self._read_level(level, x0, y0, x1 - x0, y1 - y0)
         out = np.empty((height, width, 3), dtype=np.uint8)
-        resample(pixels, (rows - y0, down), (columns - x0, across), out)
+        resample(np.ascontiguousarray(pixels), (rows - y0, down), (columns - x0, across), out)
         return out
 
     def thumbnail(self, max_size: tuple[int, int] = (1000, 600)) -> npt.NDArray[np.uint8]:
