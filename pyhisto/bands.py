@@ -58,8 +58,15 @@ class BandPolygons:
     ) -> None:
         """Take the next band of a level, (rows, width), in place of its mask, which is where it is above 0.
 
-        Outlines then run where it passes through 0 between the centres of pixels; ``"halfway"`` ones.
+        Outlines then run where it passes through 0 between the centres of pixels.
+
+        Raises
+        ------
+        ValueError
+            If outlines are to run along the edges of pixels, or as in :meth:`add`.
         """
+        if self.settings.outline != "halfway":
+            raise ValueError(f"a level for outlines of the kind {self.settings.outline}")
         self._crossings = self._crossings or Crossings()
         self._crossings.add(level, y0)
         self.add(level > 0, y0, summed)

@@ -15,7 +15,6 @@ IntArray: TypeAlias = npt.NDArray[np.int64]
 MOST = 0.45
 """How far from the middle of a side an outline goes at most, px: so that none meets another, nor itself."""
 
-
 POINTS_AT_ONCE = 1 << 15
 """Points that are looked at together."""
 
@@ -38,7 +37,7 @@ class Crossings:
     def __init__(self) -> None:
         self._width = 0
         self._last: tuple[int, npt.NDArray[Any]] | None = None
-        self._upright, self._level = _Sides(), _Sides()
+        self._upright, self._flat = _Sides(), _Sides()
 
     def add(self, level: npt.NDArray[np.floating[Any]], y0: int) -> None:
         """Take the next band, (rows, width), whose top row is `y0`; rows that are passed over have no crossings."""
@@ -51,12 +50,12 @@ class Crossings:
             level, y0 = np.concatenate([self._last[1], level]), y0 - 1
             inside = level > 0
         row, column = np.nonzero(inside[1:] != inside[:-1])
-        self._level.add((y0 + row + 1) * self._width + column, level[row, column], level[row + 1, column])
+        self._flat.add((y0 + row + 1) * self._width + column, level[row, column], level[row + 1, column])
         self._last = y0 + len(level) - 1, level[-1:].copy()
 
     def forget(self, row: int) -> None:
         """Forget what lies above a row."""
-        for sides in (self._upright, self._level):
+        for sides in (self._upright, self._flat):
             sides.forget(row * self._width)
 
     def outlines(self, corners: FloatArray, steps: FloatArray, offsets: IntArray) -> tuple[FloatArray, IntArray]:
@@ -85,7 +84,7 @@ class Crossings:
             upright = steps[run, 0] == 0
             place = np.floor(point).astype(np.int64) @ np.array([1, self._width])
             point[upright, 0] += self._upright.shifts(place[upright])
-            point[~upright, 1] += self._level.shifts(place[~upright])
+            point[~upright, 1] += self._flat.shifts(place[~upright])
             points[number] = point
         return points, begin[offsets]
 

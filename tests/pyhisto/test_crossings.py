@@ -50,6 +50,11 @@ def test_at_the_border_of_the_image_the_side_itself() -> None:
     assert half.equals(shapely.Polygon([(0.5, 0), (1.25, 0.5), (1.25, 1.5), (0.5, 2), (0, 1.5), (0, 0.5)]))
 
 
+def test_edges_of_pixels_have_no_level() -> None:
+    with pytest.raises(ValueError, match="kind pixels"):
+        polygons_of(np.ones((2, 2)), outline="pixels")
+
+
 def test_no_outline_reaches_the_centre_of_a_pixel() -> None:
     ((pixel,), _) = polygons_of(np.array([[-9.0, -9.0, -9.0], [-9.0, 1e-9, -9.0], [-9.0, -9.0, -9.0]]))
     assert pixel.bounds == pytest.approx((1.45, 1.45, 1.55, 1.55), abs=3e-4)
