@@ -13,7 +13,7 @@ from pyhisto.bundle.files import Bundle
 from pyhisto.errors import ConfigError
 from pyhisto.inference.settings import InferenceSettings
 
-__all__ = ["Box", "Boxes", "TileShape", "tile_shape"]
+__all__ = ["Box", "Boxes", "TileShape", "tile_note", "tile_shape"]
 
 RAMP_PX = 8
 """How far beyond its core a tile is blended with its neighbours. What a network says depends on where its tile ends,
@@ -104,3 +104,25 @@ def tile_shape(bundle: Bundle, settings: InferenceSettings) -> TileShape:
         )
     shape = TileShape(largest, overlap, stride, trained)
     return shape if trained < min(suiting, largest) and shape.room >= LEAST_ROOM_PX else TileShape(largest, overlap)
+
+
+def tile_note(bundle: Bundle, settings: InferenceSettings) -> str:
+    """Return what to say of tiles that leave traces in what is found; empty for those that suit the model.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`tile_shape` does.
+    """
+    shape, (suiting, overlap), trained = tile_shape(bundle, settings), bundle.stream_tile, bundle.spec.tile_size
+    if shape.overlap < overlap:
+        return (
+            f"tiles of {shape.tile_size} px reach {shape.overlap} px into each other; with less than {overlap} px "
+            "outlines near their ends may lie otherwise than with other tiles"
+        )
+    if suiting <= trained != shape.tile_size:
+        return (
+            f"tiles of {shape.tile_size} px for a network that looks at all of a tile, trained with {trained} px: it "
+            "may say something else"
+        )
+    return ""

@@ -29,7 +29,7 @@ from qupath_ext.runs.record import Run
 from qupath_ext.workflows.images import Lane, Pending, Progress, run_images
 from qupath_ext.workflows.networks import NucleiLike, network_cells
 from qupath_ext.workflows.outcome import ImageOutcome, ImageWriter, described_stains
-from qupath_ext.workflows.prediction import Prediction, Watch, WatchedImage, image_maps
+from qupath_ext.workflows.prediction import WINDOWED, Prediction, Watch, WatchedImage, check_tiles, image_maps
 from qupath_ext.workflows.regions import (
     cells_inside,
     cut_to,
@@ -50,9 +50,6 @@ __all__ = ["AnnotateSettings", "Annotated", "annotate_images", "find_objects"]
 
 CELL_KINDS = ("cell_detection", "nucleus_segmentation")
 """Kinds of models that find cells, which are put into annotations."""
-
-WINDOWED = ("tissue_segmentation", "cell_detection")
-"""Kinds of models that say something of each pixel, of which there can be maps."""
 
 
 @dataclass(frozen=True)
@@ -143,10 +140,11 @@ def annotate_images(
     Raises
     ------
     ConfigError
-        If maps are wanted of a model that says nothing of single pixels.
+        If maps are wanted of a model that says nothing of single pixels, or tiles that it cannot have.
     """
     if settings.prediction.maps and bundle.spec.kind not in WINDOWED:
         raise ConfigError(f"maps of a model for {bundle.spec.kind}", expected=f"one for {' or '.join(WINDOWED)}")
+    check_tiles([bundle], settings.prediction)
     sized = bundle.spec.nucleus_diameter_um is not None and settings.view.nucleus_size_um == "auto"
     reference = expected_stains(c.classification for c in bundle.spec.classes)
     surveys = Surveys(entries, settings.stains, settings.mpp, reference=reference, nuclei=sized, memory=memory)

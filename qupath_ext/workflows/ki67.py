@@ -25,7 +25,7 @@ from qupath_ext.runs.record import Run
 from qupath_ext.workflows.images import Lane, Pending, Progress, run_images
 from qupath_ext.workflows.ki67slide import ImageResult, Ki67Settings, analyse_slide, looks_first, needs_size
 from qupath_ext.workflows.outcome import ImageOutcome, ImageWriter
-from qupath_ext.workflows.prediction import image_maps
+from qupath_ext.workflows.prediction import check_tiles, image_maps
 from qupath_ext.workflows.regions import inside_selected
 from qupath_ext.workflows.slidememory import SlideMemory
 from qupath_ext.workflows.surveys import Surveys, entry_stains
@@ -83,8 +83,14 @@ def annotate_project(  # noqa: PLR0913 - models, and how to go about it
     ImageResult or (ImageEntry, PyhistoError)
         The result of each image, or why it has none. What an interrupted run of the same settings finished is not done
         again; its result is the recorded one.
+
+    Raises
+    ------
+    ConfigError
+        If a model cannot have the tiles of the settings.
     """
     bundles = [bundle for bundle in (tumour, cells) if bundle is not None]
+    check_tiles(bundles, settings.prediction)
     surveys = Surveys(
         entries,
         settings.stains,

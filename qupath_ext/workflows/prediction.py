@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import geopandas as gpd
 
 from pyhisto.errors import ConfigError, SanityError
 from pyhisto.inference import InferenceSettings, WindowObserver
+from pyhisto.inference.grid import tile_note, tile_shape
 from pyhisto.maps import DEFAULT_UM, MapBuilder, Maps, map_tiles, write_maps, write_ome_tiff
 from pyhisto.nuclei.adapt import Adaptation, View
 from pyhisto.nuclei.survey import Survey
@@ -23,10 +24,13 @@ from qupath_ext.project import ImageEntry
 
 if TYPE_CHECKING:
     from pyhisto.bundle.anymodel import AnyModel
+    from pyhisto.bundle.loaded import Bundle
 
-__all__ = ["ImageMaps", "MapFormat", "Prediction", "Watch", "WatchedImage", "image_maps"]
+__all__ = ["WINDOWED", "ImageMaps", "MapFormat", "Prediction", "Watch", "WatchedImage", "check_tiles", "image_maps"]
 
 MapFormat = Literal["none", "ome.tif", "tiles"]
+WINDOWED = ("tissue_segmentation", "cell_detection")
+"""Kinds of models that say something of every pixel, window by window."""
 
 
 @dataclass(frozen=True)
@@ -205,13 +209,45 @@ class Watch:
                 f"{self._slide.path.name}: {'; '.join(f'{one.code}: {one.sentence}' for one in findings)}",
                 remedy="nothing was written; without --strict it is a note",
             )
+        tiles, said = self._tiles()
         measured = {
             "precision": self._bundle.precision,
+            **tiles,
             "findings": {one.code: one.sentence for one in findings},
             **self._gate.measured(),
         }
-        notes = tuple(f"{one.code}: {one.sentence}" for one in findings)
-        return WatchedImage((*self._bundle.notes, *notes), measured, None if self._maps is None else self._maps.maps())
+        notes = (*self._bundle.notes, *said, *(f"{one.code}: {one.sentence}" for one in findings))
+        return WatchedImage(notes, measured, None if self._maps is None else self._maps.maps())
+
+    def _tiles(self) -> tuple[dict[str, int], tuple[str, ...]]:
+        """Return which tiles are predicted, and what is to be said of that; nothing of models without windows."""
+        bundle, settings = _outlining(self._bundle), self._prediction.inference
+        if bundle is None:
+            return {}, ()
+        shape, said = tile_shape(bundle, settings), tile_note(bundle, settings)
+        notes = (f"{self._bundle.path.name}: {said}",) if said else ()
+        return {"tile_px": shape.tile_size, "overlap_px": shape.overlap}, notes
+
+
+def check_tiles(models: Iterable[AnyModel], prediction: Prediction) -> None:
+    """Refuse tiles that a model cannot have, before it runs.
+
+    Raises
+    ------
+    ConfigError
+        If the tile size is no multiple of a network's stride, or the overlap leaves no core.
+    """
+    for bundle in map(_outlining, models):
+        if bundle is not None:
+            tile_shape(bundle, prediction.inference)
+
+
+def _outlining(model: AnyModel) -> Bundle | None:
+    """Return the network of a model that says something of every pixel; None for other models."""
+    if model.spec.kind not in WINDOWED:
+        return None
+    bundle = cast("Bundle", model)
+    return bundle if bundle.spec.cascade is None else bundle.stages()[1]
 
 
 def image_maps(

@@ -14,7 +14,7 @@ import shapely
 from pyhisto.bundle.files import ModelClass, ModelSpec
 from pyhisto.errors import PyhistoError
 from pyhisto.inference import InferenceSettings, Lens, PredictedWindow, predict_probabilities, predict_tissue
-from pyhisto.inference.grid import tile_shape
+from pyhisto.inference.grid import tile_note, tile_shape
 from pyhisto.slide import Slide
 
 Pixels = np.ndarray[Any, Any]
@@ -131,6 +131,35 @@ def test_the_overlap_of_tiles(tile_size: int | None, overlap: int | None, expect
     assert (shape.tile_size, shape.overlap) == expected
     # no tile is smaller than in training, and those that leave no room for a cut are whole
     assert shape.least == (None if tile_size in (128, 192, 288) else 128)
+
+
+@pytest.mark.parametrize(
+    ("tile_size", "overlap", "expected"),
+    [
+        (None, None, ""),
+        (1088, None, ""),
+        (None, 320, ""),
+        (None, 200, ""),  # rounded up to 224
+        (544, None, "tiles of 544 px reach 160 px into each other; with less than 224 px"),
+        (None, 128, "tiles of 2976 px reach 128 px into each other; with less than 224 px"),
+        (448, 216, "tiles of 448 px reach 216 px into each other; with less than 224 px"),
+    ],
+)
+def test_tiles_that_leave_traces_are_named(tile_size: int | None, overlap: int | None, expected: str) -> None:
+    bundle = ByColour(replace(SPEC, tile_size=128, overlap=16))
+    bundle.stream_tile, bundle.stride = (2976, 224), 32
+    said = tile_note(bundle, InferenceSettings(tile_size=tile_size, overlap=overlap))  # type: ignore[arg-type]
+    assert said.startswith(expected)
+    assert bool(said) == bool(expected)
+
+
+def test_other_tiles_for_a_network_that_looks_at_all_of_a_tile_are_named() -> None:
+    bundle = ByColour(replace(SPEC, tile_size=128, overlap=16))
+    bundle.stream_tile = (128, 16)
+    assert tile_note(bundle, InferenceSettings()) == ""  # type: ignore[arg-type]
+    assert tile_note(bundle, InferenceSettings(tile_size=128)) == ""  # type: ignore[arg-type]
+    said = tile_note(bundle, InferenceSettings(tile_size=256))  # type: ignore[arg-type]
+    assert said.startswith("tiles of 256 px for a network that looks at all of a tile, trained with 128 px")
 
 
 def test_a_window_of_a_slide_costs_no_tile_more_than_its_cores(nests: Path) -> None:

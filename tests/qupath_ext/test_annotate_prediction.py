@@ -223,7 +223,53 @@ def test_options_stand_in_the_record(project: Project) -> None:
     assert (prediction["precision"], prediction["engine"], prediction["strict"]) == ("float32", "torch", True)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--overlap", "32"], "overlap of 32 px in tiles of 64 px; expected 0 to 31"),
+        (["--tile-size", "90"], "tile_size = 90; expected a multiple of 4"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command",
+    [["annotate", "--model", "tumour"], ["ki67", "--classical", "--tumour", "tumour"], ["ki67", "--cells", "tumour"]],
+)
+def test_tiles_that_cannot_be_are_refused_before_anything_is_written(
+    project: Project, monkeypatch: pytest.MonkeyPatch, command: list[str], options: list[str], message: str
+) -> None:
+    monkeypatch.setattr(FakeTumour, "stride", 4)
+    folder = project.path.parent
+    before = set(folder.rglob("*"))
+    result = CliRunner().invoke(main, [command[0], str(folder), *command[1:], *options])
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert set(folder.rglob("*")) == before
+
+
+def test_tiles_that_leave_traces_get_a_note_and_stand_in_the_record(project: Project) -> None:
+    result = run(project, "--model", "tumour", "--overlap", "4")
+    assert result.exit_code == 0, result.output
+    (image,) = json.loads(result.stdout)["images"]
+    (note,) = image["notes"]
+    assert note.startswith("tumour: tiles of 64 px reach 4 px into each other; with less than 8 px outlines")
+    recorded = last_run(project).images["1"]["result"]
+    assert recorded["notes"] == [note]
+    assert (recorded["settings"]["network"]["tile_px"], recorded["settings"]["network"]["overlap_px"]) == (64, 4)
+
+
 # ---------------------------------------------------------------------------------------------------- ki67
+def test_tiles_that_cannot_be_leave_no_project_of_a_slide(
+    project: Project, monkeypatch: pytest.MonkeyPatch, slide_path: Path, tmp_path: Path
+) -> None:
+    del project  # which puts the models in place
+    monkeypatch.setattr(FakeTumour, "stride", 4)
+    command = ["ki67", str(slide_path), "--tumour", "tumour", "--cells", "cells", "--tile-size", "90"]
+    result = CliRunner().invoke(main, [*command, "--output", str(tmp_path / "new")])
+    assert result.exit_code == 2
+    assert "tile_size = 90; expected a multiple of 4" in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
 def test_ki67_keeps_maps_of_both_models(project: Project) -> None:
     folder = project.path.parent
     options = ["--tumour", "tumour", "--cells", "cells", "--uncertainty", "--map-um", "4", "--json"]
