@@ -10,6 +10,7 @@ from pathlib import Path
 from pyhisto.errors import ConfigError
 
 __all__ = [
+    "UNNUMBERED",
     "available_devices",
     "check_device",
     "devices",
@@ -17,23 +18,46 @@ __all__ = [
     "fast_float16",
     "free_memory",
     "has_openvino",
+    "kind_of",
     "memory_gib",
 ]
 
-NAMES = re.compile(r"cpu|mps|cuda(:\d+)?")
+NAMES = re.compile(r"([a-z]+)(?::(\d+))?")
+UNNUMBERED = ("cpu", "mps")
+"""Kinds of devices of which a machine has one."""
+
+
+def kind_of(device: str) -> str:
+    """Return the kind of a device: ``"cuda"`` of ``"cuda:1"``."""
+    return device.partition(":")[0]
 
 
 def available_devices() -> list[tuple[str, str]]:
-    """Return the devices of this machine as (name for ``--device``, what it is); several GPUs each with its number."""
+    """Return the devices of this machine as (name for ``--device``, what it is); several GPUs each with its number.
+
+    Beside the CPU these are those of torch's accelerator: NVIDIA's and AMD's GPUs (``cuda``), Intel's (``xpu``),
+    Apple's (``mps``).
+    """
     import torch
 
     out = [("cpu", f"{torch.get_num_threads()} threads")]
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        out += [("cuda", names[0])] if len(names) == 1 else [(f"cuda:{i}", name) for i, name in enumerate(names)]
-    if torch.backends.mps.is_available():
+    accelerator = _accelerator()
+    if accelerator == "mps":
         out.append(("mps", "Apple GPU"))
+    elif accelerator is not None:
+        module = torch.get_device_module(accelerator)
+        names = [str(module.get_device_name(i)) for i in range(module.device_count())]
+        single = len(names) == 1
+        out += [(accelerator if single else f"{accelerator}:{i}", name) for i, name in enumerate(names)]
     return out
+
+
+def _accelerator() -> str | None:
+    """Return the kind of GPU that torch works with on this machine."""
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return None if found is None else found.type
 
 
 def devices(text: str) -> list[str]:
@@ -61,7 +85,8 @@ def check_device(device: str) -> None:
     Parameters
     ----------
     device
-        ``"cpu"``, ``"cuda"``, ``"cuda:<number>"`` or ``"mps"``.
+        ``"cpu"`` or the kind of the machine's GPUs (``"cuda"``, ``"xpu"``, ``"mps"``), ``"cuda:<number>"`` for one of
+        several.
 
     Raises
     ------
@@ -70,16 +95,16 @@ def check_device(device: str) -> None:
     """
     import torch
 
-    kind, _, number = device.partition(":")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    known = NAMES.fullmatch(device) is not None and there[kind]
-    if not known or (number and int(number) >= torch.cuda.device_count()):
+    named = NAMES.fullmatch(device)
+    kind, number = named.groups() if named else (None, None)
+    known = kind is not None and kind in ("cpu", _accelerator()) and not (number and kind in UNNUMBERED)
+    if not known or (number and int(number) >= torch.get_device_module(kind).device_count()):
         found = ", ".join(name for name, _ in available_devices())
         raise ConfigError(f"device {device!r} is not available", expected=f"one of {found}")
 
 
 def fast_bfloat16(device: str) -> bool:
-    """Return whether a device computes bfloat16 faster than float32."""
+    """Return whether a device is known to compute bfloat16 faster than float32."""
     import torch
 
     if device.startswith("cuda"):
@@ -91,7 +116,7 @@ def fast_bfloat16(device: str) -> bool:
 
 
 def fast_float16(device: str) -> bool:
-    """Return whether a device computes float16 faster than float32: NVIDIA's from Volta on, and Apple's."""
+    """Return whether a device is known to compute float16 faster than float32: NVIDIA's from Volta on, and Apple's."""
     import torch
 
     if device.startswith("cuda"):
@@ -106,13 +131,19 @@ def has_openvino() -> bool:
 
 def memory_gib(device: str) -> float:
     """Return the memory of a device in GiB: that of the GPU, else of the machine; 8 where it cannot be known."""
-    if device.startswith("cuda"):
-        import torch
-
-        return float(torch.cuda.get_device_properties(device).total_memory) / 2**30
+    if kind_of(device) not in UNNUMBERED:
+        return _gpu_memory(device)[1] / 2**30
     if not hasattr(os, "sysconf"):
         return 8.0
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def _gpu_memory(device: str) -> tuple[int, int]:
+    """Return the bytes of a GPU's memory, (free, all), by its driver."""
+    import torch
+
+    free, total = torch.get_device_module(device).mem_get_info(device)
+    return int(free), int(total)
 
 
 def free_memory(device: str) -> int:
@@ -120,10 +151,8 @@ def free_memory(device: str) -> int:
 
     Where the operating system does not say it, half of the memory is taken to be free.
     """
-    if device.startswith("cuda"):
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0])
+    if kind_of(device) not in UNNUMBERED:
+        return _gpu_memory(device)[0]
     told = Path("/proc/meminfo")
     if device == "cpu" and told.is_file():
         found = re.search(r"^MemAvailable:\s+(\d+) kB", told.read_text("ascii"), re.MULTILINE)

@@ -5,26 +5,31 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from pyhisto.bundle.precise import reduce_precision
 from pyhisto.bundle.rewrite import has_winograd, join_upsampling, use_winograd, watched
 from pyhisto.bundle.strips import in_strips
+from pyhisto.errors import BundleError
 
 __all__ = [
     "Engine",
     "OpenVinoEngine",
     "TorchEngine",
+    "in_parts",
     "is_local",
     "make_engine",
     "out_of_memory",
     "throughput_batch",
 ]
+
+Found = TypeVar("Found")
 
 WORTHWHILE = 1.05
 """A larger batch must be this much faster a tile, else the smaller one is taken."""
@@ -173,6 +178,52 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     words = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def in_parts(
+    compute: Callable[[npt.NDArray[Any]], Found],
+    batch: npt.NDArray[Any],
+    join: Callable[[Sequence[Found]], Found],
+    *,
+    device: str,
+    one: str,
+    smaller: Callable[[int], None] | None = None,
+) -> Found:
+    """Return what is computed of a batch; of its halves, joined, where the memory of a device is too small for all.
+
+    Parameters
+    ----------
+    compute, batch
+        What is computed, of what, along axis 0; raises what :func:`out_of_memory` knows.
+    join
+        Makes one result of several, in order.
+    device, one
+        The device, and what one element is, for the message.
+    smaller
+        Told how many elements at once are tried next.
+
+    Raises
+    ------
+    BundleError
+        If the memory is too small for one element.
+    """
+    try:
+        return compute(batch)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        if len(batch) == 1:
+            raise BundleError(
+                f"the memory of {device} is too small for {one}",
+                remedy="choose smaller tiles, or end what else uses it",
+            ) from error
+    if device != "cpu":
+        torch.get_device_module(device).empty_cache()
+    half = len(batch) // 2
+    if smaller is not None:
+        smaller(half)
+    halves = batch[:half], batch[half:]
+    return join([in_parts(compute, each, join, device=device, one=one, smaller=smaller) for each in halves])
 
 
 def throughput_batch(seconds: Callable[[int], float], most: int) -> int:

@@ -102,24 +102,14 @@ class Bundle:
         BundleError
             If the memory is too small for one tile.
         """
-        from pyhisto.bundle.engine import out_of_memory
+        from pyhisto.bundle.engine import in_parts
 
-        try:
-            return self._predict(tiles)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            if len(tiles) == 1:
-                height, width = tiles.shape[1:3]
-                raise BundleError(
-                    f"the memory of {self.device} is too small for one tile of {width} x {height} px",
-                    remedy="choose smaller tiles, or end what else uses it",
-                ) from error
-        self._make_room()
-        half = len(tiles) // 2
-        if self._tiles_at_once is not None:
-            self._tiles_at_once = max(1, min(self._tiles_at_once, half))
-        return np.concatenate([self.predict(tiles[:half]), self.predict(tiles[half:])])
+        def smaller(count: int) -> None:
+            if self._tiles_at_once is not None:
+                self._tiles_at_once = max(1, min(self._tiles_at_once, count))
+
+        one = f"one tile of {tiles.shape[2]} x {tiles.shape[1]} px"
+        return in_parts(self._predict, tiles, np.concatenate, device=self.device, one=one, smaller=smaller)
 
     def _predict(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the class probabilities of tiles, all at once."""

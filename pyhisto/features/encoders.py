@@ -199,20 +199,10 @@ class Encoder:
         BundleError
             If the memory is too small for one tile, or features are no finite numbers.
         """
-        from pyhisto.bundle.engine import out_of_memory
+        from pyhisto.bundle.engine import in_parts
 
-        try:
-            out = self._encode(tiles)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            if len(tiles) == 1:
-                raise BundleError(
-                    f"the memory of {self.device} is too small for one tile of {self.spec.tile_size} px",
-                    remedy="choose smaller tiles, or end what else uses it",
-                ) from error
-            half = len(tiles) // 2
-            return np.concatenate([self.encode(tiles[:half]), self.encode(tiles[half:])])
+        one = f"one tile of {self.spec.tile_size} px"
+        out = in_parts(self._encode, tiles, np.concatenate, device=self.device, one=one)
         if not np.isfinite(out).all():
             raise BundleError(f"encoder {self.spec.name} gives features that are no finite numbers")
         return out

@@ -24,7 +24,7 @@ from pyhisto.tiling import TileGrid
 
 __all__ = ["ExtractSettings", "extract_features", "tile_corners", "tile_side"]
 
-BATCHES = {"cpu": 8, "cuda": 128, "mps": 32}
+CPU_BATCH, GPU_BATCH, APPLE_BATCH = 8, 128, 32
 """Tiles at once, by the kind of device; halved where the memory is too small."""
 
 MOST_READERS = 16
@@ -222,7 +222,7 @@ def _batches(
         return lens.see(slide.read_downsampled(*corner, pixels, pixels, downsample))
 
     threads = settings.readers or min(MOST_READERS, os.cpu_count() or 1)
-    size = settings.batch_size or BATCHES[encoder.device.partition(":")[0]]
+    size = settings.batch_size or {"cpu": CPU_BATCH, "mps": APPLE_BATCH}.get(encoder.device, GPU_BATCH)
     wanted = [(int(x), int(y)) for x, y in corners]
     with closing(mapped_ahead(read, wanted, threads=threads, ahead=threads + size)) as tiles:
         waiting: list[npt.NDArray[np.uint8]] = []

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from pyhisto.device import UNNUMBERED
 from pyhisto.train.curves import write_curves
 from pyhisto.train.distributed import Team
 from pyhisto.train.history import History, Validation
@@ -127,7 +128,7 @@ def _random_state(device: torch.device) -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "gpu": torch.get_device_module(device).get_rng_state(device) if device.type not in UNNUMBERED else None,
     }
 
 
@@ -136,8 +137,8 @@ def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"], device)
+    if device.type not in UNNUMBERED and state["gpu"] is not None:
+        torch.get_device_module(device).set_rng_state(state["gpu"], device)
 
 
 def _say(text: str) -> None:

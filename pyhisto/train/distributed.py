@@ -90,18 +90,18 @@ def join_team(device: str) -> Team:
     Parameters
     ----------
     device
-        ``"cpu"`` (gloo), ``"cuda"`` (nccl; each process takes the GPU of its local rank) or ``"mps"`` (alone).
+        ``"cpu"`` (gloo), ``"cuda"`` (nccl; each process takes the GPU of its local rank) or another GPU (alone).
 
     Raises
     ------
     ConfigError
-        If several processes are to share an Apple GPU.
+        If several processes are to share a GPU that is none of NVIDIA's or AMD's.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return Team(0, 1, torch.device(device))
-    if device == "mps":
-        raise ConfigError(f"{size} processes on an Apple GPU", expected="one", remedy="start without torchrun")
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"{size} processes on the device {device}", expected="one", remedy="start without torchrun")
     place = torch.device(device)
     if device == "cuda":
         place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

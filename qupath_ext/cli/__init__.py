@@ -72,6 +72,11 @@ class Cli(click.Group):
             if isinstance(error, BrokenPipeError):
                 raise
             _fail(_explain(error))
+        except (RuntimeError, MemoryError) as error:
+            if not _memory_is_used_up(error):
+                raise
+            said = str(error).splitlines() or [type(error).__name__]
+            _fail(f"the memory is used up ({said[0]}); end what else uses it, or take another device", 1)
         except KeyboardInterrupt:
             click.echo("qupath-ext: interrupted; run the same command again to go on", err=True)
             sys.exit(130)
@@ -80,6 +85,15 @@ class Cli(click.Group):
 def _fail(message: str, code: int = BAD_INPUT) -> NoReturn:
     click.echo(f"qupath-ext: {message}", err=True)
     sys.exit(code)
+
+
+def _memory_is_used_up(error: BaseException) -> bool:
+    """Return whether a network, which torch runs, found the memory of its device too small."""
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from pyhisto.bundle.engine import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _explain(error: OSError) -> str:

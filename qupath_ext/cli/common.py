@@ -38,7 +38,7 @@ backend_option = click.option(
     help="QuPath's own classes (paquo), no Java (native), or paquo where QuPath is found (auto).",
 )
 device_option = click.option(
-    "--device", metavar="cpu|cuda|cuda:N|mps", default="cpu", show_default=True, help="Where networks run."
+    "--device", metavar="cpu|cuda|cuda:N|xpu|mps", default="cpu", show_default=True, help="Where networks run."
 )
 mpp_option = click.option(
     "--mpp",
@@ -102,7 +102,7 @@ def prediction_options(command: F) -> F:
     options = (
         click.option(
             "--device",
-            metavar="cpu|cuda|cuda:N|mps[,...]",
+            metavar="cpu|cuda|cuda:N|xpu|mps[,...]",
             default="cpu",
             show_default=True,
             help="Where networks run; several with commas, each of which takes images of its own.",

@@ -66,7 +66,7 @@ __all__ = ["features"]
 @mpp_option
 @click.option(
     "--device",
-    metavar="cpu|cuda|cuda:N|mps[,...]",
+    metavar="cpu|cuda|cuda:N|xpu|mps[,...]",
     default="cpu",
     show_default=True,
     help="Where the encoder runs; several with commas, each of which takes images of its own.",

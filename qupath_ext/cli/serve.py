@@ -24,7 +24,7 @@ __all__ = ["serve"]
     metavar="FOLDER",
     help="Take jobs of projects in this folder, too; repeat for several. Those with the scripts are allowed anyway.",
 )
-@click.option("--device", metavar="cpu|cuda|cuda:N|mps", help="Where networks run, whatever the projects say.")
+@click.option("--device", metavar="cpu|cuda|cuda:N|xpu|mps", help="Where networks run, whatever the projects say.")
 @click.option("--stop", is_flag=True, help="End the worker that runs, after the job that it does was cancelled.")
 def serve(idle_minutes: float, allow: tuple[Path, ...], device: str | None, stop: bool) -> None:
     """Do the jobs of the scripts in QuPath faster: keeps loaded what they need, until nobody needs it any more.

@@ -22,11 +22,11 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> GpuMaker:
         def number(name: Any) -> int:
             return int(str(name).partition(":")[2] or 0)
 
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+        found = torch.device("cuda") if capabilities else None
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda name: capabilities[number(name)])
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
 
     return make
 
@@ -43,6 +43,31 @@ def test_a_device_that_is_not_there(gpus: GpuMaker, name: str) -> None:
     gpus((9, 0), (9, 0))
     with pytest.raises(ConfigError, match="is not available; expected one of cpu, cuda:0, cuda:1"):
         device.devices(name)
+
+
+def test_gpus_of_another_maker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("xpu"))
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.xpu, "get_device_name", lambda i: "Arc")
+    monkeypatch.setattr(torch.xpu, "mem_get_info", lambda device: (3 * 2**30, 16 * 2**30))
+    assert device.devices("xpu, cpu, xpu:0") == ["xpu", "cpu", "xpu:0"]
+    assert device.available_devices()[1:] == [("xpu", "Arc")]
+    assert (device.free_memory("xpu:0"), device.memory_gib("xpu")) == (3 * 2**30, 16.0)
+    assert not device.fast_bfloat16("xpu")  # which nobody has measured
+    assert not device.fast_float16("xpu")
+    with pytest.raises(ConfigError, match=r"device 'cuda' is not available; expected one of cpu, xpu$"):
+        device.devices("cuda")
+    with pytest.raises(ConfigError, match="'xpu:1' is not available"):
+        device.devices("xpu:1")
+
+
+def test_an_apple_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
+    assert device.devices("mps") == ["mps"]
+    assert device.available_devices()[1:] == [("mps", "Apple GPU")]
+    assert device.memory_gib("mps") == device.memory_gib("cpu")  # they share it
+    with pytest.raises(ConfigError, match="'mps:0' is not available; expected one of cpu, mps"):
+        device.devices("mps:0")
 
 
 def test_without_a_gpu(gpus: GpuMaker) -> None:

@@ -81,5 +81,5 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_an_apple_gpu_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="2 processes on an Apple GPU"):
+    with pytest.raises(ConfigError, match="2 processes on the device mps"):
         join_team("mps")

@@ -257,7 +257,7 @@ def test_a_damaged_bundle(inside: Path, slide: Path, tumour_bundle: Path, damage
 def test_a_device_that_is_not_there(
     inside: Path, slide: Path, tumour_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     line = refused(inside, slide, "--tumour", tumour_bundle, "--classical", "--device", "cuda")
     assert "device 'cuda' is not available; expected one of cpu" in line
     line = refused(inside, slide, "--classical", "--device", "toaster")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -179,7 +180,18 @@ class TileModel(_Model):
         -------
         numpy.ndarray
             float32, shape (n, classes).
+
+        Raises
+        ------
+        BundleError
+            If the memory is too small for one tile, or the network gives something else.
         """
+        from pyhisto.bundle.engine import in_parts
+
+        return in_parts(self._classify, planes, np.concatenate, device=self.device, one="one tile")
+
+    def _classify(self, planes: Planes) -> Planes:
+        """Return the class probabilities of tiles, all at once."""
         logits = run_network(self._network, planes, self.device)
         classes = len(self.spec.classes)
         if isinstance(logits, dict) or logits.numel() != len(planes) * classes or logits.shape[0] != len(planes):
@@ -238,13 +250,29 @@ class HoverModel(_Model):
         dict
             ``"nucleus_prediction"`` logits (n, 2, s, s), ``"horizontal_vertical"`` (n, 2, s, s), and, if the network
             is typed, ``"type_prediction"`` logits (n, classes, s, s), with s = :attr:`output_size`; float32.
+
+        Raises
+        ------
+        BundleError
+            If the memory is too small for one tile, or the network gives something else.
         """
+        from pyhisto.bundle.engine import in_parts
+
+        return in_parts(self._predict, tiles, _joined, device=self.device, one="one tile")
+
+    def _predict(self, tiles: Rgb) -> dict[str, Planes]:
+        """Return the branches of the network for tiles, all at once."""
         found = run_network(self._network, np.stack([self._pixels(tile) for tile in tiles]), self.device)
         wanted = {name: (len(tiles), n, self.output_size, self.output_size) for name, n in self.branches.items()}
         shapes = {name: tuple(value.shape) for name, value in found.items()} if isinstance(found, dict) else {}
         if shapes != wanted:
             raise BundleError(f"{self.path}: the network gives {shapes or 'one output'}", expected=f"{wanted}")
         return {name: np.asarray(value.numpy(), dtype=np.float32) for name, value in found.items()}
+
+
+def _joined(parts: Sequence[dict[str, Planes]]) -> dict[str, Planes]:
+    """Return the branches of a network for all tiles from those for some of them each."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _activated(logits: Any, activation: Activation) -> Planes:
