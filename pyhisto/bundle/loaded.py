@@ -232,7 +232,7 @@ class Bundle:
         taken = max(1, before - free_memory(self.device))
 
         def seconds(count: int) -> float:
-            batch = np.broadcast_to(tile, (count, *tile.shape[1:]))
+            batch = np.repeat(tile, count, axis=0)
             self._predict(batch)
             begin = time.perf_counter()
             self._predict(batch)

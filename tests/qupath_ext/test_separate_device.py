@@ -90,7 +90,7 @@ def two(images: Project, tmp_path: Path) -> tuple[Project, Project]:
 
 
 def options(project: Project, device: str, *more: str) -> list[str]:
-    return [str(project.path.parent), "--region", "image", "--json", "--device", device, "--batch-size", "2", *more]
+    return [str(project.path.parent), "--region", "image", "--json", "--device", device, *more]
 
 
 def test_a_tensor_of_another_device_is_refused(worker: separate_device.Worker) -> None:
@@ -102,7 +102,7 @@ def test_a_tensor_of_another_device_is_refused(worker: separate_device.Worker) -
 def test_two_devices_share_the_images_and_find_what_the_cpu_finds(
     worker: separate_device.Worker, two: tuple[Project, Project], tumour: Path
 ) -> None:
-    wanted = "--model", str(tumour), "--precision", "float32"
+    wanted = "--model", str(tumour), "--precision", "float32", "--batch-size", "2"
     mine, theirs = (
         worker.ask("command", arguments=["annotate", *options(project, device, *wanted)])
         for project, device in zip(two, (BOTH, "cpu"), strict=True)
@@ -121,7 +121,7 @@ def test_two_devices_share_the_images_and_find_what_the_cpu_finds(
 def test_ki67_with_two_models_in_bfloat16(
     worker: separate_device.Worker, two: tuple[Project, Project], tumour: Path, cells: Path
 ) -> None:
-    models = "--tumour", str(tumour), "--cells", str(cells), "--precision", "bfloat16"
+    models = "--tumour", str(tumour), "--cells", str(cells), "--precision", "bfloat16", "--batch-size", "2"
     arguments = options(two[0], "separate:1", *models, "--image", two[0].entries[0].name)
     arguments[arguments.index("image")] = "auto"
     answer = worker.ask("command", arguments=["ki67", *arguments])
@@ -130,6 +130,15 @@ def test_ki67_with_two_models_in_bfloat16(
     assert answer["operations"][1] > 0
     (image,) = json.loads(answer["stdout"])["images"]
     assert image["settings"]["network-tumour"]["precision"] == "bfloat16"
+
+
+def test_how_many_tiles_at_once_are_fastest_is_measured_in_silence(
+    worker: separate_device.Worker, two: tuple[Project, Project], tumour: Path
+) -> None:
+    chosen = "--model", str(tumour), "--precision", "float32", "--image", two[0].entries[0].name
+    answer = worker.ask("command", arguments=["annotate", *options(two[0], "separate:1", *chosen)])
+    assert answer["code"] == 0, answer["stderr"]
+    assert "Warning" not in answer["stderr"]
 
 
 @pytest.mark.parametrize("left", [40, 170], ids=["weights", "making ready"])
