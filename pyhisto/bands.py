@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyhisto.crossings import Crossings
+from pyhisto.heap import heap
 from pyhisto.labels import DrawnPolygons, PolygonSettings, draw_polygons, in_order, shown_rings
 from pyhisto.polygons import Rings, trace_rings
 from pyhisto.sides import Sides, find_sides, join_sides
@@ -47,7 +48,9 @@ class BandPolygons:
 
     def __init__(self, settings: PolygonSettings | None = None) -> None:
         self.settings = settings or PolygonSettings()
-        self._sides: Sides | None = None
+        self._parts: list[Sides] = []
+        self._waiting = 0
+        """Sides of pixels in all parts, ends alone."""
         self._next_row = 0
         self._enough = SIDES_AT_ONCE
         self._done: list[DrawnPolygons] = []
@@ -91,23 +94,28 @@ class BandPolygons:
         found = find_sides(rows, y0, summed)
         if y0 < self._next_row:
             raise ValueError(f"a band at row {y0} after row {self._next_row - 1}")
-        if self._sides is None:
-            self._sides = found
-        elif self._sides.width == found.width:
-            self._sides = join_sides(self._sides, found)
-        else:
-            raise ValueError(f"a band {found.width - 1} px wide after one of {self._sides.width - 1} px")
+        if self._parts and self._parts[0].width != found.width:
+            raise ValueError(f"a band {found.width - 1} px wide after one of {self._parts[0].width - 1} px")
+        self._parts.append(found)
+        self._waiting += len(found.ends)
         self._next_row = y0 + len(rows)
-        if len(self._sides.ends) > self._enough:
-            rings = trace_rings(self._sides, self.settings.outline)
+        if self._waiting > self._enough:
+            rings = self._traced()
             shown, outer = shown_rings(rings, self.settings)
             ready, waiting = _sorted(rings, shown, outer, self._next_row, self.settings)
             self._draw(rings, ready, outer)
-            self._sides = rings.sides_of(waiting)
+            left = rings.sides_of(waiting)
+            self._parts, self._waiting = [left], len(left.ends)
             if self._crossings is not None:
-                ends = self._sides.ends
-                self._crossings.forget(int(ends[0]) // self._sides.width if len(ends) else self._next_row)
-            self._enough = SIDES_AT_ONCE + 2 * len(self._sides.ends)
+                self._crossings.forget(int(left.ends[0]) // left.width if len(left.ends) else self._next_row)
+            self._enough = SIDES_AT_ONCE + 2 * len(left.ends)
+
+    def _traced(self) -> Rings:
+        """Return the outlines of all that is there, which is held by them alone from now on."""
+        sides = join_sides(self._parts)
+        self._parts = []
+        heap.settle(0.0)  # of the parts
+        return trace_rings(sides, self.settings.outline)
 
     def finish(self) -> tuple[list[Any], npt.NDArray[np.float64]]:
         """Return the polygons of all bands, and the mean over the pixels of each.
@@ -119,9 +127,8 @@ class BandPolygons:
         means : numpy.ndarray
             float64 (n,): over the pixels inside the outline before points are left out of it; NaN without a map.
         """
-        if self._sides is not None:
-            rings = trace_rings(self._sides, self.settings.outline)
-            self._sides = None
+        if self._parts:
+            rings = self._traced()
             self._draw(rings, *shown_rings(rings, self.settings))
         if not self._done:
             return [], np.empty(0)
@@ -130,6 +137,7 @@ class BandPolygons:
 
     def _draw(self, rings: Rings, shown: BoolArray, outer: IntArray) -> None:
         """Draw some rings, few regions at a time: outlines take several times the memory of their sides."""
+        heap.settle(0.0)  # of what they were traced with
         walls = np.bincount(outer[rings.ring_of_wall], minlength=len(rings))
         part = (np.cumsum(walls) // max(1, SIDES_AT_ONCE))[outer]
         for number in np.unique(part[shown]).tolist():

@@ -222,20 +222,22 @@ def trace_rings(sides: Sides, outline: Outline) -> Rings:
 def _walls(sides: Sides) -> tuple[IntArray, IntArray, IntArray, IntArray, BoolArray, IntArray]:
     """Join sides that go on straight down; by label, then column, then ends before starts, then row."""
     place = np.concatenate([sides.ends, sides.starts])
+    order = _stable_order((place % sides.width).astype(np.int32))
     label = np.concatenate([sides.end_labels, sides.start_labels])
-    row, column = np.divmod(place, sides.width)
-    order = _stable_order(column)
-    order = order[_stable_order(label[order])]
+    if len(label) and label.min() < label.max():
+        order = order[_stable_order(label[order])]
     start = order >= len(sides.ends)
-    place, label = place[order], label[order]
+    place = place[order]
+    label = label[order]
     begins = np.ones(len(order), dtype=np.bool_)
     begins[1:] = (np.diff(place) != sides.width) | (label[1:] != label[:-1]) | (start[1:] != start[:-1])
     first = np.flatnonzero(begins)
+    top, column = np.divmod(place[first], sides.width)
+    del place
     wall_of_side = np.empty_like(order)
     wall_of_side[order] = np.cumsum(begins) - 1
-    top = row[order[first]]
     bottom = top + np.diff(np.append(first, len(order)))
-    return wall_of_side, column[order[first]], top, bottom, start[first], label[first]
+    return wall_of_side, column, top, bottom, start[first], label[first]
 
 
 def _following(corners: IntArray, start: BoolArray) -> IntArray:
@@ -287,12 +289,12 @@ def _offsets(counts: IntArray | BoolArray) -> IntArray:
     return np.concatenate([[0], np.cumsum(counts)])
 
 
-def _stable_order(values: IntArray) -> IntArray:
+def _stable_order(values: npt.NDArray[np.integer[Any]]) -> IntArray:
     """Return the stable order of whole numbers from 0 on; sixteen bits at a time, which numpy sorts by radix."""
-    order = np.argsort((values & 0xFFFF).astype(np.uint16), kind="stable")
+    order = np.argsort(values.astype(np.uint16), kind="stable")  # the lower bits alone
     high = values >> 16
     while high.any():
-        order = order[np.argsort((high[order] & 0xFFFF).astype(np.uint16), kind="stable")]
+        order = order[np.argsort(high.astype(np.uint16)[order], kind="stable")]
         high = high >> 16
     return order
 

@@ -6,6 +6,7 @@ the cost beyond one pass over the pixels grows with the length of the outlines a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -83,17 +84,17 @@ def find_sides(
     return replace(sides, sums=left_of.ravel()[np.concatenate([sides.ends, sides.starts]) - first_row * width])
 
 
-def join_sides(above: Sides, below: Sides) -> Sides:
-    """Return the sides of two parts of one map, one below the other."""
+def join_sides(parts: Sequence[Sides]) -> Sides:
+    """Return the sides of the parts of one map, each below the one before; at least one."""
     sums = None
-    if above.sums is not None and below.sums is not None:
-        a, b = len(above.ends), len(below.ends)
-        sums = np.concatenate([above.sums[:a], below.sums[:b], above.sums[a:], below.sums[b:]])
+    if all(part.sums is not None for part in parts):
+        pairs = [np.split(part.sums, [len(part.ends)]) for part in parts if part.sums is not None]
+        sums = np.concatenate([own for ends_and_starts in zip(*pairs, strict=True) for own in ends_and_starts])
     return Sides(
-        above.width,
-        np.concatenate([above.ends, below.ends]),
-        np.concatenate([above.starts, below.starts]),
-        np.concatenate([above.end_labels, below.end_labels]),
-        np.concatenate([above.start_labels, below.start_labels]),
+        parts[0].width,
+        np.concatenate([part.ends for part in parts]),
+        np.concatenate([part.starts for part in parts]),
+        np.concatenate([part.end_labels for part in parts]),
+        np.concatenate([part.start_labels for part in parts]),
         sums,
     )

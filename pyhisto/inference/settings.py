@@ -33,6 +33,9 @@ class InferenceSettings:
         Threads that read the slide; None takes one a processor, at most 16.
     batch_size
         Tiles in one call of the network; None takes ``bundle.tiles_at_once``.
+    finders
+        Threads that find cells in predicted windows; None takes one where a CPU computes the network, else one for two
+        processors, at most 8.
 
     Raises
     ------
@@ -46,9 +49,10 @@ class InferenceSettings:
     flips: bool = False
     readers: int | None = None
     batch_size: int | None = None
+    finders: int | None = None
 
     def __post_init__(self) -> None:
-        least = {"tile_size": 1, "overlap": 0, "window": LEAST_WINDOW_PX, "readers": 1, "batch_size": 1}
+        least = {"tile_size": 1, "overlap": 0, "window": LEAST_WINDOW_PX, "readers": 1, "batch_size": 1, "finders": 1}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and value < lowest:

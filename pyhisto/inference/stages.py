@@ -21,7 +21,7 @@ _END = object()
 
 
 def in_thread(items: Generator[_T, None, None], stop: threading.Event, *, depth: int) -> Generator[_T, None, None]:
-    """Yield what a generator gives, which runs in a thread and keeps at most `depth` items that nobody has taken.
+    """Yield what a generator gives, which runs in a thread and is at most `depth` items ahead, with the one it makes.
 
     Parameters
     ----------
@@ -30,15 +30,16 @@ def in_thread(items: Generator[_T, None, None], stop: threading.Event, *, depth:
     stop
         Set when this generator is closed before its end; shared by the stages of a pipeline, so that all of them end.
     depth
-        Items that may wait.
+        Items that nobody has taken yet.
 
     Raises
     ------
     BaseException
         What `items` raises, as it was raised.
     """
-    waiting: queue.Queue[Any] = queue.Queue(depth)
-    thread = threading.Thread(target=_work, args=(items, waiting, stop), daemon=True)
+    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    room = threading.Semaphore(depth)
+    thread = threading.Thread(target=_work, args=(items, waiting, room, stop), daemon=True)
     thread.start()
     over = False
     try:
@@ -48,6 +49,7 @@ def in_thread(items: Generator[_T, None, None], stop: threading.Event, *, depth:
             except queue.Empty:
                 over = stop.is_set()
                 continue
+            room.release()
             over = item is _END or isinstance(item, _Failure)
             if isinstance(item, _Failure):
                 raise item.error
@@ -66,27 +68,24 @@ class _Failure:
         self.error = error
 
 
-def _work(items: Generator[Any, None, None], waiting: queue.Queue[Any], stop: threading.Event) -> None:
+def _work(
+    items: Generator[Any, None, None],
+    waiting: queue.SimpleQueue[Any],
+    room: threading.Semaphore,
+    stop: threading.Event,
+) -> None:
     """Hand items over until they end or nobody wants them; an error is the last one."""
     try:
-        for item in items:
-            _hand_over(item, waiting, stop)
-            if stop.is_set():
-                return
-        _hand_over(_END, waiting, stop)
+        while not stop.is_set():
+            if room.acquire(timeout=PATIENCE_S):
+                item = next(items, _END)
+                waiting.put(item)
+                if item is _END:
+                    return
     except BaseException as error:  # noqa: BLE001 - raised again where the items are taken
-        _hand_over(_Failure(error), waiting, stop)
+        waiting.put(_Failure(error))
     finally:
         items.close()
-
-
-def _hand_over(item: Any, waiting: queue.Queue[Any], stop: threading.Event) -> None:
-    while not stop.is_set():
-        try:
-            waiting.put(item, timeout=PATIENCE_S)
-        except queue.Full:
-            continue
-        return
 
 
 def mapped_ahead(

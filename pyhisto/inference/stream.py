@@ -47,7 +47,7 @@ WINDOW_PX = 1024
 """Width and height of the own part of a window where the settings name none."""
 
 WINDOWS_AHEAD = 1
-"""Finished windows that may wait for whoever takes them."""
+"""Windows that are made, or finished, while whoever takes them works on the last one."""
 
 MOST_READERS = 16
 
@@ -292,7 +292,7 @@ def _stream(
 
     def windows() -> Generator[PredictedWindow, None, None]:
         with (
-            closing(in_thread(predicted(), stop, depth=plan.batch_size)) as tiles,
+            closing(in_thread(predicted(), stop, depth=plan.batch_size + 1)) as tiles,
             closing(blended_windows(tiles, plan, classes + settings.flips)) as blended,
         ):
             for number, ((planes, rgb), cut) in enumerate(zip(blended, cuts, strict=False)):  # fewer when stopped
@@ -321,4 +321,4 @@ def _report(
             if progress is not None:
                 progress(done, total)
     if total > FEW_WINDOWS:
-        heap.settle(1.0)  # before objects are made of them
+        heap.settle(0.0)  # before objects are made of them

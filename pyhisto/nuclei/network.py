@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+import os
+import threading
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ import shapely
 from pyhisto.bundle.files import Bundle
 from pyhisto.errors import ConfigError
 from pyhisto.inference import PLAIN, InferenceSettings, Lens, PredictedWindow, WindowObserver, stream_windows
+from pyhisto.inference.stages import mapped_ahead
 from pyhisto.inference.stream import Progress
 from pyhisto.loops import nuclei as loops
 from pyhisto.loops import regions
@@ -42,6 +44,9 @@ __all__ = ["CellFinder", "label_nuclei", "nucleus_probability", "predict_cells"]
 WINDOW_PX = 2048
 """Width and height of the own part of a window where the settings name none: of smaller ones, more is margin."""
 
+MOST_FINDERS = 8
+"""Windows that are worked on at once, at most; each takes the memory of a window and of what is made of it."""
+
 Box: TypeAlias = tuple[int, int, int, int]
 Place: TypeAlias = tuple[slice, slice]
 
@@ -60,7 +65,7 @@ def predict_cells(  # noqa: PLR0913 - all of it is what is known about one slide
 ) -> gpd.GeoDataFrame:
     """Find the cells of a slide with a network, grow them and measure them.
 
-    While the network predicts the next window, a thread works on the last one. Only tiles that touch the region are
+    While the network predicts the next windows, threads work on the last ones. Only tiles that touch the region are
     read. Where the slide is cut into windows changes nothing: a window holds all that its cells depend on.
 
     Parameters
@@ -117,18 +122,30 @@ def predict_cells(  # noqa: PLR0913 - all of it is what is known about one slide
     windows = stream_windows(
         slide, bundle, region, settings=settings, margin=finder.margin, lens=lens, progress=progress
     )
-    watching = tuple(observers)
-    waiting: Future[None] | None = None
-    with ThreadPoolExecutor(max_workers=1) as pool, closing(windows):
-        for window in windows:
-            for observer in watching:
-                observer(window)
-            if waiting is not None:
-                waiting.result()
-            waiting = pool.submit(finder.add, window)
-    if waiting is not None:
-        waiting.result()
+    threads = settings.finders or _finders(bundle.device)
+    with (
+        closing(_seen(windows, tuple(observers))) as seen,
+        closing(mapped_ahead(finder.find, seen, threads=threads, ahead=threads)) as found,
+    ):
+        for cells in found:
+            finder.keep(cells)
     return finder.objects(spec.cell_classes)
+
+
+def _finders(device: str) -> int:
+    """Return how many windows are worked on at once: where a CPU computes the network, it has no time for more."""
+    return 1 if device == "cpu" else max(1, min(MOST_FINDERS, (os.cpu_count() or 1) // 2))
+
+
+def _seen(
+    windows: Generator[PredictedWindow, None, None], observers: tuple[WindowObserver, ...]
+) -> Generator[PredictedWindow, None, None]:
+    """Yield windows that all observers were shown."""
+    with closing(windows):
+        for window in windows:
+            for observer in observers:
+                observer(window)
+            yield window
 
 
 @dataclass
@@ -152,7 +169,7 @@ class CellFinder:
     postprocessing: Any
     expansion_px: float
     _found: list[_Found] = field(default_factory=list)
-    _scratch: Scratch = field(default_factory=Scratch)
+    _own: threading.local = field(default_factory=threading.local)
 
     @property
     def _extent(self) -> int:
@@ -175,8 +192,28 @@ class CellFinder:
         """How much a window must hold around its own part, so that nothing depends on where it was cut, px."""
         return 2 * self._extent + influence_px(self.pixel_size_um, self.postprocessing)
 
+    @property
+    def _scratch(self) -> Scratch:
+        """Memory of the thread that asks."""
+        if not hasattr(self._own, "scratch"):
+            self._own.scratch = Scratch()
+        scratch: Scratch = self._own.scratch
+        return scratch
+
     def add(self, window: PredictedWindow) -> None:
-        """Find the cells whose nucleus has its peak in the own part of a window."""
+        """Find and keep the cells whose nucleus has its peak in the own part of a window."""
+        self.keep(self.find(window))
+
+    def keep(self, found: _Found | None) -> None:
+        """Keep cells that :meth:`find` found; they come out in this order."""
+        if found is not None:
+            self._found.append(found)
+
+    def find(self, window: PredictedWindow) -> _Found | None:
+        """Return the cells whose nucleus has its peak in the own part of a window, None without any.
+
+        Several threads may do so at once.
+        """
         nucleus = nucleus_probability(
             window.probability, self.pixel_size_um, self.postprocessing, scratch=self._scratch
         )
@@ -184,7 +221,7 @@ class CellFinder:
         rows, columns = window.own
         own = _within(peaks, (rows, columns))
         if not own.any():
-            return
+            return None
         outlined = _around((rows, columns), self._outlined, nucleus.shape)
         part = _around((rows, columns), self._grown, nucleus.shape)
         found = label_peaks(
@@ -197,7 +234,7 @@ class CellFinder:
             part=outlined,
             scratch=self._scratch,
         )
-        self._found.append(self._measured(window, part, found, own))
+        return self._measured(window, part, found, own)
 
     def _measured(self, window: PredictedWindow, part: Place, found: Nuclei, own: npt.NDArray[np.bool_]) -> _Found:
         """Return the cells of a part of a window; only those whose label is its own."""
@@ -241,7 +278,7 @@ class CellFinder:
 
     def objects(self, classes: tuple[str | None, ...]) -> gpd.GeoDataFrame:
         """Return all cells as a path-object table; `classes` names them in the order of the model."""
-        self._scratch.clear()
+        self._own = threading.local()  # without its memory
         if not self._found:
             return empty_objects()
         nucleus = np.concatenate([found.nucleus for found in self._found])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.ndimage as ndi
 import shapely
@@ -14,7 +16,7 @@ import shapely
 from pyhisto.bundle.files import ModelClass, ModelSpec
 from pyhisto.errors import ConfigError
 from pyhisto.inference import InferenceSettings, Lens, PredictedWindow
-from pyhisto.nuclei.network import label_nuclei, predict_cells
+from pyhisto.nuclei.network import CellFinder, _finders, label_nuclei, predict_cells
 from pyhisto.slide import Slide
 from pyhisto.stain import H_DAB, optical_density_sum
 from pyhisto.synth import SynthSettings, make_slide
@@ -166,6 +168,7 @@ class FakeNetwork:
         self.stream_tile = (64, 8)
         self.stride = 1
         self.tiles_at_once = 8
+        self.device = "cpu"
 
     def predict(self, tiles: Any) -> Any:
         out = np.zeros((len(tiles), 5, *tiles.shape[1:3]), dtype=np.float32)
@@ -254,6 +257,47 @@ def test_a_network_that_sees_beyond_its_overlap_moves_no_nucleus_by_more_than_a_
     assert len(first) == len(second) > 40
     _, distance = shapely.STRtree(second).query_nearest(first, return_distance=True)
     assert distance.max() < 1
+
+
+def test_several_windows_at_once_give_the_same_cells_in_the_same_order(
+    slide_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, together = CellFinder.find, threading.Barrier(3, timeout=20)
+    begun: list[int] = []
+
+    def waiting(self: CellFinder, window: PredictedWindow) -> Any:
+        begun.append(window.number)
+        if len(begun) <= 3:
+            together.wait()
+        return find(self, window)
+
+    one = cells_of(slide_path, FakeNetwork(), settings=InferenceSettings(window=150, finders=1))
+    monkeypatch.setattr(CellFinder, "find", waiting)
+    several = cells_of(slide_path, FakeNetwork(), settings=InferenceSettings(window=150, finders=3))
+    assert len(begun) == 25  # 5 x 5
+    assert shapely.equals_exact(several["geometry"].to_numpy(), one["geometry"].to_numpy(), 0).all()
+    plain = [name for name in one if name not in ("geometry", "nucleus")]
+    pd.testing.assert_frame_equal(
+        several[plain].reset_index(drop=True), one[plain].reset_index(drop=True), check_exact=True
+    )
+
+
+def test_a_fault_while_several_windows_are_worked_on_comes_out(
+    slide_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: CellFinder, window: PredictedWindow) -> Any:
+        raise OSError(f"window {window.number}")
+
+    monkeypatch.setattr(CellFinder, "find", failing)
+    with pytest.raises(OSError, match="window 0"):
+        cells_of(slide_path, FakeNetwork(), settings=InferenceSettings(window=150, finders=3))
+
+
+def test_windows_are_shared_among_processors_where_a_gpu_computes_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    assert [_finders(device) for device in ("cpu", "cuda:1", "mps")] == [1, 6, 6]
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert _finders("cuda") == 8
 
 
 def test_observers_see_every_window_once_in_order(slide_path: Path) -> None:

@@ -308,8 +308,7 @@ def test_finished_regions_are_not_kept_as_pixels(monkeypatch: pytest.MonkeyPatch
     band[2:8] = np.arange(1000) % 10 < 6
     for number in range(50):
         bands.add(band, 10 * number)
-        assert bands._sides is not None
-        assert len(bands._sides.ends) == 0
+        assert [len(part.ends) for part in bands._parts] == [0]
     assert len(bands.finish()[0]) == 5000
 
 
@@ -324,8 +323,7 @@ def test_of_a_region_that_goes_on_only_what_may_be_drawn_is_kept() -> None:
     for number in range(30):
         bands._enough = 0  # work off every band
         bands.add(band, 10 * number)
-        assert bands._sides is not None
-        assert len(bands._sides.ends) == 2 * 10 * (number + 1)
+        assert [len(part.ends) for part in bands._parts] == [2 * 10 * (number + 1)]
     assert [shape.bounds for shape in bands.finish()[0]] == [(0, 0, 20, 300), (80, 0, 100, 300)]
 
 

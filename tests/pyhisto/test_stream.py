@@ -374,9 +374,9 @@ def test_the_network_goes_on_while_a_window_is_worked_on(noisy: Path) -> None:
         windows = stream(slide, bundle, window=64)
         next(windows)
         end = time.monotonic() + 20
-        while bundle.predicted < 30 and time.monotonic() < end:  # 9 are enough for the first window
+        while bundle.predicted < 24 and time.monotonic() < end:  # 9 are enough for the first window
             time.sleep(0.01)
-        assert bundle.predicted >= 30
+        assert bundle.predicted >= 24  # 6 more for the second one, and a batch and a tile ahead of that
         time.sleep(0.3)
         assert bundle.predicted < 80  # of 168: whoever does not come is waited for
         assert len(list(windows)) == 5 * 4 - 1
