@@ -21,6 +21,10 @@ __all__ = ["GLASS", "blend", "blended_windows", "predicted_tiles"]
 GLASS = 255
 """Colour of the pixels that no tile holds."""
 
+FEW_BATCHES = 8
+"""Batches that leave hardly any gaps in the memory: filling them takes longer (a fiftieth, of large tiles) than it is
+worth."""
+
 Rgb: TypeAlias = npt.NDArray[np.uint8]
 
 
@@ -46,7 +50,7 @@ def predicted_tiles(
         if len(batch) < len(numbers):  # stopped
             return
         tiles = np.stack([seen for _, seen in batch])
-        heap.settle(1.0 if turn else SPARE)  # one tile alone leaves hardly any gaps
+        heap.settle(SPARE if turn < FEW_BATCHES else 1.0)
         if flips:
             mean, variance = bundle.predict_flips(tiles)
             planes = np.concatenate([mean, variance[:, np.newaxis]], axis=1)
