@@ -18,7 +18,6 @@ __all__ = [
     "fast_float16",
     "free_memory",
     "has_openvino",
-    "kind_of",
     "memory_gib",
 ]
 
@@ -27,7 +26,7 @@ UNNUMBERED = ("cpu", "mps")
 """Kinds of devices of which a machine has one."""
 
 
-def kind_of(device: str) -> str:
+def _kind_of(device: str) -> str:
     """Return the kind of a device: ``"cuda"`` of ``"cuda:1"``."""
     return device.partition(":")[0]
 
@@ -131,7 +130,7 @@ def has_openvino() -> bool:
 
 def memory_gib(device: str) -> float:
     """Return the memory of a device in GiB: that of the GPU, else of the machine; 8 where it cannot be known."""
-    if kind_of(device) not in UNNUMBERED:
+    if _kind_of(device) not in UNNUMBERED:
         return _gpu_memory(device)[1] / 2**30
     if not hasattr(os, "sysconf"):
         return 8.0
@@ -151,7 +150,7 @@ def free_memory(device: str) -> int:
 
     Where the operating system does not say it, half of the memory is taken to be free.
     """
-    if kind_of(device) not in UNNUMBERED:
+    if _kind_of(device) not in UNNUMBERED:
         return _gpu_memory(device)[0]
     told = Path("/proc/meminfo")
     if device == "cpu" and told.is_file():
