@@ -63,7 +63,7 @@ class UNetBundle:
     """Takes the place of a bundle; learns in some steps from seeded weights that what is dark is of class 1."""
 
     path = Path("small")
-    stride, tiles_at_once, stream_tile = STRIDE, 4, (WHOLE.tile_size, WHOLE.overlap)
+    stride, tiles_at_once, stream_tile, device = STRIDE, 4, (WHOLE.tile_size, WHOLE.overlap), "cpu"
 
     def __init__(self, spec: ModelSpec, image: Any) -> None:
         self.spec = spec
