@@ -24,8 +24,8 @@ from pyhisto.tiling import TileGrid
 
 __all__ = ["ExtractSettings", "extract_features", "tile_corners", "tile_side"]
 
-CPU_BATCH, GPU_BATCH, APPLE_BATCH = 8, 128, 32
-"""Tiles at once, by the kind of device; halved where the memory is too small."""
+BATCHES, GPU_BATCH = {"cpu": 8, "mps": 32}, 128
+"""Tiles at once, by the device, and on other GPUs; halved where the memory is too small."""
 
 MOST_READERS = 16
 HALF_MOST = float(np.finfo(np.float16).max)
@@ -222,7 +222,7 @@ def _batches(
         return lens.see(slide.read_downsampled(*corner, pixels, pixels, downsample))
 
     threads = settings.readers or min(MOST_READERS, os.cpu_count() or 1)
-    size = settings.batch_size or {"cpu": CPU_BATCH, "mps": APPLE_BATCH}.get(encoder.device, GPU_BATCH)
+    size = settings.batch_size or BATCHES.get(encoder.device, GPU_BATCH)
     wanted = [(int(x), int(y)) for x, y in corners]
     with closing(mapped_ahead(read, wanted, threads=threads, ahead=threads + size)) as tiles:
         waiting: list[npt.NDArray[np.uint8]] = []

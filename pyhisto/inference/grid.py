@@ -121,8 +121,5 @@ def tile_note(bundle: Bundle, settings: InferenceSettings) -> str:
             "outlines near their ends may lie otherwise than with other tiles"
         )
     if suiting <= trained != shape.tile_size:
-        return (
-            f"tiles of {shape.tile_size} px for a network that looks at all of a tile, trained with {trained} px: it "
-            "may say something else"
-        )
+        return f"tiles of {shape.tile_size} px for a network that is meant for {trained} px: it may say something else"
     return ""

@@ -21,7 +21,8 @@ class InferenceSettings:
         Side of a square that has as many pixels as the network sees at once at most, model px, a multiple of the
         network's stride; tiles are cut to the region. None takes ``bundle.stream_tile``.
     overlap
-        Margin on each side of a tile that the neighbours see too, model px; None takes that of ``bundle.stream_tile``.
+        Margin on each side of a tile that the neighbours see too, model px; None takes that of ``bundle.stream_tile``,
+        but of a given tile size no more than a quarter, rounded up to the stride, or what the model was trained with.
         Neighbours are blended over the inner 8 px of it, the rest is not used. As wide as a network sees, tiles change
         nothing.
     window

@@ -90,7 +90,11 @@ def two(images: Project, tmp_path: Path) -> tuple[Project, Project]:
 
 
 def options(project: Project, device: str, *more: str) -> list[str]:
-    return [str(project.path.parent), "--region", "image", "--json", "--device", device, *more]
+    return [str(project.path.parent), "--json", "--device", device, *more]
+
+
+def contents(project: Project) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in project.path.parent.rglob("*") if path.is_file()}
 
 
 def test_a_tensor_of_another_device_is_refused(worker: separate_device.Worker) -> None:
@@ -104,7 +108,7 @@ def test_two_devices_share_the_images_and_find_what_the_cpu_finds(
 ) -> None:
     wanted = "--model", str(tumour), "--precision", "float32", "--batch-size", "2"
     mine, theirs = (
-        worker.ask("command", arguments=["annotate", *options(project, device, *wanted)])
+        worker.ask("command", arguments=["annotate", "--region", "image", *options(project, device, *wanted)])
         for project, device in zip(two, (BOTH, "cpu"), strict=True)
     )
     assert (mine["code"], theirs["code"]) == (0, 0), mine["stderr"]
@@ -123,7 +127,6 @@ def test_ki67_with_two_models_in_bfloat16(
 ) -> None:
     models = "--tumour", str(tumour), "--cells", str(cells), "--precision", "bfloat16", "--batch-size", "2"
     arguments = options(two[0], "separate:1", *models, "--image", two[0].entries[0].name)
-    arguments[arguments.index("image")] = "auto"
     answer = worker.ask("command", arguments=["ki67", *arguments])
     assert answer["code"] == 0, answer["stderr"]
     assert answer["operations"][0] == 0
@@ -136,7 +139,7 @@ def test_how_many_tiles_at_once_are_fastest_is_measured_in_silence(
     worker: separate_device.Worker, two: tuple[Project, Project], tumour: Path
 ) -> None:
     chosen = "--model", str(tumour), "--precision", "float32", "--image", two[0].entries[0].name
-    answer = worker.ask("command", arguments=["annotate", *options(two[0], "separate:1", *chosen)])
+    answer = worker.ask("command", arguments=["annotate", "--region", "image", *options(two[0], "separate:1", *chosen)])
     assert answer["code"] == 0, answer["stderr"]
     assert "Warning" not in answer["stderr"]
 
@@ -145,13 +148,13 @@ def test_how_many_tiles_at_once_are_fastest_is_measured_in_silence(
 def test_a_device_with_too_little_memory_is_a_line_and_no_change(
     worker: separate_device.Worker, two: tuple[Project, Project], tumour: Path, left: int
 ) -> None:
-    before = {path: path.read_bytes() for path in two[0].path.parent.rglob("*.qpdata")}
+    before = contents(two[0])
     arguments = options(two[0], "separate:0", "--model", str(tumour), "--precision", "float32")
-    answer = worker.ask("command", arguments=["annotate", *arguments], limit=left * 2**20)
+    answer = worker.ask("command", arguments=["annotate", "--region", "image", *arguments], limit=left * 2**20)
     assert answer["code"] == 1
     assert "qupath-ext: the memory is used up (separate:0 is out of memory); end what else uses it" in answer["stderr"]
     assert "Traceback" not in answer["stderr"]
-    assert {path: path.read_bytes() for path in two[0].path.parent.rglob("*.qpdata")} == before
+    assert contents(two[0]) == before
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("own", 4_000_000), ("wsinfer", 9000), ("hover", 400_000)])
@@ -173,9 +176,9 @@ def test_fewer_tiles_at_once_where_the_memory_is_small(
 def test_a_model_says_there_what_it_says_on_the_cpu(
     worker: separate_device.Worker, tmp_path: Path, cells: Path, kind: str
 ) -> None:
-    mpp, classes, shape = None, [], [64, 64]
+    mpp, precision, shape = None, "auto", [64, 64]
     if kind == "own":
-        folder = cells
+        folder, precision = cells, "float32"
     elif kind == "wsinfer":
         folder, shape = write_wsinfer(tmp_path / "model"), [16, 16]
     elif kind == "hover":
@@ -186,6 +189,6 @@ def test_a_model_says_there_what_it_says_on_the_cpu(
         metadata = monai_metadata({"0": "background", "1": "a", "2": "b"})
         folder = write_monai(tmp_path / "model", metadata, monai_config(UNET, activation=SOFTMAX), weights=network)
         mpp, shape = 0.5, [32, 32]
-    found = worker.ask("differences", folder=str(folder), mpp=mpp, classes=classes, shape=shape)
+    found = worker.ask("differences", folder=str(folder), mpp=mpp, precision=precision, shape=shape)
     assert found["spread"] > 0.1
     assert found["most"] < 1e-5
